@@ -1,0 +1,89 @@
+"""What an accuracy matrix says: the summary numbers of continual learning, with their formulas.
+
+``R[i][j]`` is the accuracy on task j after learning task i (both from 0, T tasks, values in 0 to 1). A number that
+a stream cannot have (forgetting of a single task) is None. Names differ between papers; the formulas here are what
+this project means by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def final_average_accuracy(matrix: Matrix) -> float:
+    """FAA, per-task mean: 1/T * sum over j of R[T-1][j]."""
+    return mean(known(matrix[-1]))
+
+
+def final_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
+    """FAA over all test examples at once: sum over j of size_j * R[T-1][j], divided by the sum of the sizes."""
+    return pooled(matrix[-1], sizes)
+
+
+def average_anytime_accuracy(matrix: Matrix) -> float:
+    """AAA, per-task mean: 1/T * sum over i of the mean over j <= i of R[i][j]."""
+    return mean([mean(known(row[: i + 1])) for i, row in enumerate(matrix)])
+
+
+def average_anytime_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
+    """AAA with each point pooled over the seen test examples (``average accuracy`` of several class-incremental papers)."""
+    return mean([pooled(row[: i + 1], sizes) for i, row in enumerate(matrix)])
+
+
+def backward_transfer(matrix: Matrix) -> float | None:
+    """BWT: 1/(T-1) * sum over j < T-1 of R[T-1][j] - R[j][j] (Lopez-Paz and Ranzato 2017; negative = forgetting)."""
+    last = len(matrix) - 1
+    if last < 1:
+        return None
+    return mean([value(matrix, last, j) - value(matrix, j, j) for j in range(last)])
+
+
+def forgetting(matrix: Matrix) -> float | None:
+    """1/(T-1) * sum over j < T-1 of (max over j <= i < T-1 of R[i][j]) - R[T-1][j] (Chaudhry et al. 2018)."""
+    last = len(matrix) - 1
+    if last < 1:
+        return None
+    best = [max(value(matrix, i, j) for i in range(j, last)) for j in range(last)]
+    return mean([best[j] - value(matrix, last, j) for j in range(last)])
+
+
+def forward_transfer(matrix: Matrix, initial: Sequence[float]) -> float | None:
+    """FWT: 1/(T-1) * sum over j > 0 of R[j-1][j] - initial[j], initial = accuracy before any training."""
+    if len(matrix) < 2:
+        return None
+    return mean([value(matrix, j - 1, j) - initial[j] for j in range(1, len(matrix))])
+
+
+def summary(matrix: Matrix, initial: Sequence[float], sizes: Sequence[int]) -> dict[str, float | None]:
+    """All numbers of this module by name."""
+    return {
+        "final_average_accuracy": final_average_accuracy(matrix),
+        "final_pooled_accuracy": final_pooled_accuracy(matrix, sizes),
+        "average_anytime_accuracy": average_anytime_accuracy(matrix),
+        "average_anytime_pooled_accuracy": average_anytime_pooled_accuracy(matrix, sizes),
+        "backward_transfer": backward_transfer(matrix),
+        "forgetting": forgetting(matrix),
+        "forward_transfer": forward_transfer(matrix, initial),
+    }
+
+
+def value(matrix: Matrix, row: int, column: int) -> float:
+    found = matrix[row][column]
+    if found is None:
+        raise ValueError(f"accuracy of task {column} after task {row} was not measured")
+    return found
+
+
+def known(row: Sequence[float | None]) -> list[float]:
+    return [v for v in row if v is not None]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def pooled(row: Sequence[float | None], sizes: Sequence[int]) -> float:
+    pairs = [(v, n) for v, n in zip(row, sizes, strict=False) if v is not None]
+    return sum(v * n for v, n in pairs) / sum(n for _, n in pairs)

@@ -1,0 +1,178 @@
+"""The stream: ordered tasks with train, validation and test examples.
+
+The class order is drawn from ``order_seed`` alone and the splits from fixed seeds, so that runs with other
+``seed`` see the same stream. Labels are renumbered in the order of arrival: task t owns a range of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+
+class BenchmarkError(ValueError):
+    """Data that cannot be used: the message names the setting or file and the way out."""
+
+
+class StreamConfig(BaseModel):
+    """What a stream is made of; every field is a setting ``benchmark.<field>``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source: str = Field(description="registered reader of the data")
+    tasks: int = Field(gt=0, description="number of tasks that the classes are divided into")
+    scenario: Literal["class", "task"] = Field(
+        "class", description="class: one label space over all seen classes; task: the task is known at test"
+    )
+    path: Path | None = Field(None, description="file or folder of the data, where the source needs one")
+    train_per_class: int | None = Field(None, gt=1, description="use only so many train images a class")
+    test_per_class: int | None = Field(None, gt=0, description="use only so many test images a class")
+    validation_share: float = Field(0.1, gt=0, lt=1, description="share of the train split held out for tuning")
+
+    @field_validator("path")
+    @classmethod
+    def absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs (images: uint8 [n, 3, height, width]) and labels (int64 [n])."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> Examples:
+        return Examples(self.inputs[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a source reads: both official splits with the labels of ``class_names``."""
+
+    train: Examples
+    test: Examples
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; ``classes`` are its labels in the stream's numbering."""
+
+    index: int
+    name: str
+    classes: range
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """All tasks in order; ``classes`` is the size of the whole label space."""
+
+    name: str
+    scenario: str
+    class_names: list[str]
+    tasks: list[Task]
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    def candidates(self, learned: int, evaluated: int) -> range:
+        """Labels that compete when task ``evaluated`` is tested after ``learned`` tasks.
+
+        Class-incremental: all seen classes, and the task's own where it lies ahead. Task-incremental: its own.
+        """
+        if self.scenario == "task":
+            return self.tasks[evaluated].classes
+        return range(self.tasks[max(learned - 1, evaluated)].classes.stop)
+
+
+SOURCES: dict[str, Callable[[StreamConfig], Dataset]] = {}
+
+
+def source(name: str) -> Callable[[Callable[[StreamConfig], Dataset]], Callable[[StreamConfig], Dataset]]:
+    """Register a reader of data under ``benchmark.source``; a name that is taken raises."""
+
+    def add(reader: Callable[[StreamConfig], Dataset]) -> Callable[[StreamConfig], Dataset]:
+        if name in SOURCES:
+            raise ValueError(f"source {name!r} is registered twice")
+        SOURCES[name] = reader
+        return reader
+
+    return add
+
+
+def build_stream(config: StreamConfig, order_seed: int | None) -> TaskStream:
+    """Read the data and divide its classes into ``config.tasks`` tasks, in natural order without ``order_seed``."""
+    from benchmarks import images  # noqa: F401  registers the sources
+
+    if config.source not in SOURCES:
+        raise BenchmarkError(f"benchmark.source={config.source}: choose one of {', '.join(sorted(SOURCES))}")
+    data = SOURCES[config.source](config)
+    count = len(data.class_names)
+    if config.tasks > count:
+        raise BenchmarkError(f"benchmark.tasks={config.tasks}: {config.name} has only {count} classes")
+    order = class_order(count, order_seed)
+    names = [data.class_names[c] for c in order]
+    new_label = torch.empty(count, dtype=torch.long)
+    new_label[order] = torch.arange(count)
+    train = renumbered(data.train, new_label)
+    test = renumbered(data.test, new_label)
+    bounds = [count * t // config.tasks for t in range(config.tasks + 1)]
+    tasks = [
+        make_task(t, range(low, high), names, train, test, config)
+        for t, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False))
+    ]
+    return TaskStream(config.name, config.scenario, names, tasks)
+
+
+def class_order(count: int, order_seed: int | None) -> Tensor:
+    """The natural order, or a permutation that depends on ``order_seed`` alone."""
+    if order_seed is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
+
+
+def renumbered(examples: Examples, new_label: Tensor) -> Examples:
+    return Examples(examples.inputs, new_label[examples.labels])
+
+
+def make_task(
+    index: int, classes: range, names: list[str], train: Examples, test: Examples, config: StreamConfig
+) -> Task:
+    """Cut one task out of both splits; the validation split comes out of train, never out of test."""
+    train_rows, validation_rows, test_rows = [], [], []
+    for label in classes:
+        rows = rows_of(train, label, names, config.train_per_class, "train")
+        held_out = max(1, round(config.validation_share * len(rows)))
+        validation_rows.append(rows[:held_out])
+        train_rows.append(rows[held_out:])
+        test_rows.append(rows_of(test, label, names, config.test_per_class, "test"))
+    parts = [
+        part.take(torch.cat(rows).sort().values)
+        for part, rows in ((train, train_rows), (train, validation_rows), (test, test_rows))
+    ]
+    name = ", ".join(names[c] for c in classes[:3]) + (" …" if len(classes) > 3 else "")
+    return Task(index, name, classes, *parts)
+
+
+def rows_of(examples: Examples, label: int, names: list[str], limit: int | None, split: str) -> Tensor:
+    """Rows of one class in an order fixed by its name's label, at most ``limit`` of them."""
+    rows = (examples.labels == label).nonzero().flatten()
+    if len(rows) < (2 if split == "train" else 1):
+        raise BenchmarkError(f"class {names[label]!r} has {len(rows)} {split} images: add some or remove the class")
+    shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))]
+    return shuffled[:limit]

@@ -1,0 +1,1 @@
+"""Where and when things run; the only package that imports Ray and MLflow."""

@@ -1,0 +1,76 @@
+"""Checkpoints of one run: safetensors and JSON, written beside and renamed, the last two kept.
+
+    <run>/checkpoints/000003/tensors.safetensors, values.json
+
+A checkpoint holds adapters, head, optimiser, method and search state, the position in the stream, and the matrices.
+The frozen backbone is never written. The random numbers of a step depend on (seed, task, step) alone, so the position
+is all that they need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator.errors import UserError
+
+KEEP = 2
+TENSORS, VALUES = "tensors.safetensors", "values.json"
+
+
+def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
+    """Write the next checkpoint of ``run`` and drop those before the last two."""
+    folder = run / "checkpoints"
+    found = numbered(folder)
+    number = found[-1] + 1 if found else 1
+    beside = folder / f"new-{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
+    (beside / VALUES).write_text(json.dumps(values))
+    target = folder / f"{number:06d}"
+    beside.rename(target)
+    for old in found[: max(0, len(found) + 1 - KEEP)]:
+        shutil.rmtree(folder / f"{old:06d}")
+    return target
+
+
+def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint's tensors and values, or None where there is none."""
+    found = numbered(run / "checkpoints")
+    if not found:
+        return None
+    folder = run / "checkpoints" / f"{found[-1]:06d}"
+    try:
+        return load_file(folder / TENSORS), json.loads((folder / VALUES).read_text())
+    except Exception as error:  # any kind of damage reads the same to a user
+        raise UserError(f"{folder}: damaged checkpoint ({error}); remove this folder to go on from the one before") from None
+
+
+def numbered(folder: Path) -> list[int]:
+    """Numbers of the finished checkpoints, in order."""
+    return sorted(int(entry.name) for entry in folder.glob("[0-9]*") if entry.name.isdigit())
+
+
+def write_json(file: Path, values: Any) -> None:  # noqa: ANN401  whatever JSON takes
+    """Write beside and rename, so that a reader never sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+    beside.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(beside, file)
+
+
+def read_json(file: Path) -> Any | None:  # noqa: ANN401  whatever JSON holds
+    """The content, or None where there is no such file."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); repair or remove the file") from None

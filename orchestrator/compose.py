@@ -1,0 +1,193 @@
+"""Bring defaults, ``configs/`` and ``key=value`` settings together; errors name the setting and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from benchmarks.stream import BenchmarkError
+from methods import method_class, method_names
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+Model = TypeVar("Model", bound=BaseModel)
+GROUPS = ("method", "benchmark", "backbone", "scale", "sweep")
+
+
+def load_experiment(settings: list[str]) -> Experiment:
+    """Compose and check an experiment; UserError for anything that is not right."""
+    overrides = [parse(setting) for setting in settings]
+    chosen = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in GROUPS}
+    for group, option in chosen.items():
+        check_option(group, option)
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        composed = compose("experiment", overrides=[f"{group}={option}" for group, option in chosen.items()])
+    OmegaConf.set_struct(composed, False)
+    for override in overrides:
+        if override.key_or_group not in GROUPS:
+            assign(composed, override)
+    try:
+        data = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
+    assert isinstance(data, dict)
+    return checked({str(key): value for key, value in data.items()})
+
+
+def parse(setting: str) -> Override:
+    """``key=value`` in Hydra's grammar."""
+    key = setting.split("=")[0]
+    if "=" not in setting:
+        raise UserError(f"{setting}: settings are written key=value{nearest(key, setting_names())}")
+    try:
+        override = OverridesParser.create().parse_override(setting)
+    except HydraException as error:
+        raise UserError(f"{setting}: {first_line(error)}; quote values with spaces or brackets") from None
+    if override.type is None or override.is_sweep_override() or override.is_delete() or override.is_add():
+        raise UserError(f"{setting}: settings are written key=value; sweeps are set with sweep.space.{key}=[…]")
+    return override
+
+
+def assign(composed: Any, override: Override) -> None:  # noqa: ANN401  OmegaConf's union type
+    """Set one value; the space of a sweep is keyed by dotted names."""
+    key, value = override.key_or_group, override.value()
+    try:
+        if key.startswith("sweep.space."):
+            space = OmegaConf.to_container(composed.sweep.get("space", OmegaConf.create({})))
+            assert isinstance(space, dict)
+            composed.sweep.space = space | {key.removeprefix("sweep.space."): value}
+        else:
+            OmegaConf.update(composed, key, value, merge=False)
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise UserError(f"{key}: no such setting ({first_line(error)}){nearest(key, setting_names())}") from None
+
+
+def checked(data: dict[str, Any]) -> Experiment:
+    """Validate plain data as an Experiment; a name is made up where none is given."""
+    method = data.get("method")
+    if not isinstance(method, dict):
+        raise UserError("method: choose one as in method=treelora")
+    if method.get("name") not in method_names():
+        raise UserError(f"method={method.get('name')}: choose one of {', '.join(method_names())}")
+    config = method_class(method["name"]).Config
+    data["method"] = validated(config, method, "method.")
+    data["name"] = data.get("name") or default_name(data)
+    return validated(Experiment, data, "")
+
+
+def default_name(data: dict[str, Any]) -> str:
+    """Method, benchmark, subset and seeds: a number on a subset is never taken for one on all data."""
+    benchmark = data.get("benchmark", {})
+    parts = [data["method"].name, str(benchmark.get("name"))]
+    parts += [f"{k.split('_')[0]}{benchmark[k]}" for k in ("train_per_class", "test_per_class") if benchmark.get(k)]
+    parts += [f"order{data['order_seed']}"] if data.get("order_seed") is not None else []
+    return "-".join([*parts, f"seed{data.get('seed', 0)}"])
+
+
+def validated(model: type[Model], data: dict[str, Any], prefix: str) -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(explain(error, model, prefix)) from None
+    except BenchmarkError as error:
+        raise UserError(str(error)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
+    """The first finding as one line."""
+    finding = error.errors()[0]
+    place = prefix + ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        known = [prefix + name for name in (*field_names(model), *model.model_fields)]
+        return f"{place}: no such setting{nearest(place, known)}"
+    if finding["type"] == "missing":
+        return f"{place}: a value is missing"
+    reason = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{place}={finding['input']}: should be {reason}" if "Input should" in finding["msg"] else (
+        f"{place}={finding['input']}: {reason}"
+    )
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings below ``model``."""
+    for name, field in model.model_fields.items():
+        inner = model_in(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from field_names(inner, f"{prefix}{name}.")
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  any annotation
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    found = [a for a in (annotation, *options) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return found[0] if found else None
+
+
+def setting_names() -> list[str]:
+    """Every setting of an experiment, those of all methods included."""
+    names = [n for n in field_names(Experiment) if not n.startswith("method.")]
+    for method in method_names():
+        names += [f"method.{n}" for n in field_names(method_class(method).Config)]
+    return [*names, *GROUPS]
+
+
+def check_option(group: str, option: str) -> None:
+    options = option_names(group)
+    if option not in options:
+        raise UserError(f"{group}={option}: choose one of {', '.join(options)}{nearest(option, options)}")
+
+
+def option_names(group: str) -> list[str]:
+    """The files of one folder of ``configs/``."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def describe(group: str) -> dict[str, str]:
+    """Option -> first comment line of its file."""
+    return {name: (CONFIGS / group / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in option_names(group)}
+
+
+def nearest(name: str, names: list[str]) -> str:
+    found = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name; lists and empty groups stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = isinstance(value, dict) and bool(value)
+        flat |= flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def with_settings(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
+    """A copy with some settings changed, by dotted name; UserError where a value does not fit."""
+    data = experiment.model_dump(mode="json")
+    for key, value in settings.items():
+        place = data
+        *groups, last = key.split(".")
+        for group in groups:
+            place = place.get(group, {})
+        if last not in place:
+            raise UserError(f"sweep.space.{key}: no such setting{nearest(key, setting_names())}")
+        place[last] = value
+    return checked(data)

@@ -1,0 +1,108 @@
+"""What an experiment is: every setting, its type and its range.
+
+Values come from these defaults, then from ``configs/``, then from ``key=value`` on the command line, and from nowhere
+else; ``compose.py`` brings them together.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+
+from benchmarks.backbones import BackboneConfig
+from benchmarks.stream import StreamConfig
+from methods import MethodConfig
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Settings(BaseModel):
+    """Frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainConfig(Settings):
+    """Settings ``train.<field>``."""
+
+    epochs: int = Field(3, gt=0)
+    batch_size: int = Field(32, gt=0, description="examples in a step, over all workers")
+    learning_rate: float = Field(1e-3, gt=0, description="of the adapters")
+    head_learning_rate: float = Field(5e-3, gt=0)
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+
+
+class ScaleConfig(Settings):
+    """Settings ``scale.<field>``: how many workers, and what they hold."""
+
+    workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process, without a cluster")
+    sharding: Literal["none", "ddp", "fsdp2"] = Field("fsdp2", description="how several workers share the model")
+    gpus_per_worker: float = Field(0.0, ge=0)
+    max_failures: int = Field(3, ge=0, description="restarts of a lost worker group from its last checkpoint")
+
+
+class CheckpointConfig(Settings):
+    """Settings ``checkpoint.<field>``."""
+
+    every: int = Field(50, gt=0, description="steps between checkpoints inside a task; one follows each task anyway")
+
+
+class TrackingConfig(Settings):
+    """Settings ``tracking.<field>``."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="MLflow server or database; default: MLFLOW_TRACKING_URI, else storage")
+    experiment: str = "evergreen"
+
+
+class SweepConfig(Settings):
+    """Settings ``sweep.<field>``."""
+
+    trials: int | None = Field(None, gt=0, description="trials in all; default: one for each point of the grid")
+    searcher: Literal["random", "optuna"] = Field("random", description="random draws from lists as a grid")
+    scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials, by finished tasks")
+    concurrent: int | None = Field(None, gt=0, description="trials at a time; default: what the resources allow")
+    space: dict[str, Any] = Field(
+        default_factory=dict,
+        description="setting: [a, b] for a grid, {choice: […]}, {uniform: [a, b]}, {loguniform: [a, b]}",
+    )
+
+
+class Experiment(Settings):
+    """One run, or with ``sweep`` the runs around it."""
+
+    name: str = Field(description="names the run's folder below storage")
+    seed: int = Field(0, ge=0, lt=2**31, description="initial weights and batch order")
+    order_seed: int | None = Field(None, ge=0, lt=2**31, description="order of the classes; null keeps the natural one")
+    storage: Path = Field(Path("runs"), validate_default=True, description="folder of all runs, shared by all nodes")
+    method: SerializeAsAny[MethodConfig]
+    benchmark: StreamConfig
+    backbone: BackboneConfig = BackboneConfig()
+    train: TrainConfig = TrainConfig()
+    scale: ScaleConfig = ScaleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    @field_validator("name")
+    @classmethod
+    def stays_in_folder(cls, name: str) -> str:
+        if not SAFE_NAME.fullmatch(name) or len(name) > 100:
+            raise ValueError("use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit")
+        return name
+
+    @field_validator("storage")
+    @classmethod
+    def absolute(cls, storage: Path) -> Path:
+        return storage.expanduser().absolute()
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.name
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make two runs the same run; where records go and how often is not among them."""
+        return self.model_dump(mode="json", exclude={"storage", "checkpoint", "tracking", "name"})

@@ -1,0 +1,285 @@
+"""Runs as jobs on a Ray cluster: submit, list, follow and stop them through its Jobs API.
+
+A job is ``python run.py train ...`` or ``python run.py sweep ...`` in a copy of the files that git
+tracks here, so data, results and secrets stay behind. The cluster asks for its token: clients find
+it in RAY_AUTH_TOKEN, in the file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+COMMANDS = ("train", "sweep")
+# The inner quotes are for the grammar of settings, in which a bare ~ is an error.
+DEFAULT_STORAGE = "storage='~/evergreen/runs'"
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+JOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+CONNECT_SECONDS, ANSWER_SECONDS = 5, 60
+STOP_SECONDS = 60
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submitted job as the cluster knows it."""
+
+    id: str
+    status: str
+    command: str
+    started: datetime | None
+    message: str
+
+
+def submit(address: str, command: list[str], *, project: Path, wait: bool = False) -> str:
+    """Start ``python run.py <command>`` on the cluster and return the submission id.
+
+    A job runs once; the cluster never repeats it. Submitting the same command again starts a new
+    job that resumes the run where it stood, because the run's name is the same.
+    With ``wait`` this returns when the job has succeeded, and raises if it ends in another way.
+    """
+    settings = job_command(command)
+    environment = job_environment()
+    with staged(project) as folder, cluster(address) as client:
+        job: str = client.submit_job(
+            entrypoint=shlex.join(["python", "run.py", *settings]),
+            submission_id=submission_id(settings),
+            runtime_env={"working_dir": str(folder), "env_vars": environment},
+        )
+    if wait:
+        with cluster(address, job) as client:
+            status = ended(client, job)
+        if status != "SUCCEEDED":
+            raise UserError(f"job {job}: {status}; read its log, then submit again to resume")
+    return job
+
+
+def listing(address: str) -> list[Job]:
+    """All jobs that were submitted to the cluster, oldest first."""
+    with cluster(address) as client:
+        details = client.list_jobs()
+    jobs = [
+        Job(
+            id=detail.submission_id,
+            status=detail.status.value,
+            command=detail.entrypoint,
+            started=moment(detail.start_time),
+            # The message of a failed job carries up to 20,000 characters of its log.
+            message=(detail.message or "").partition("\n")[0],
+        )
+        for detail in details
+        if detail.submission_id  # interactive drivers are listed too, without one
+    ]
+    return sorted(jobs, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
+
+
+def follow(address: str, job: str, *, tail: bool) -> Iterator[str]:
+    """The log so far, or with ``tail`` the log as it grows until the job ends."""
+    with cluster(address, job) as client:
+        client.get_job_info(job)  # an unknown job is refused here; the stream would just fail
+        if tail:
+            yield from growing_log(client, job)
+        else:
+            yield client.get_job_logs(job)
+
+
+def stop(address: str, job: str) -> str:
+    """End a job and return its final status: STOPPED, or another if it had ended before."""
+    with cluster(address, job) as client:
+        client.stop_job(job)
+        return ended(client, job, STOP_SECONDS)
+
+
+def job_command(command: list[str]) -> list[str]:
+    """The settings to run with: only train and sweep, and a storage that outlives the job."""
+    if not command or command[0] not in COMMANDS:
+        given = command[0] if command else "nothing"
+        raise UserError(f"{given}: only {' and '.join(COMMANDS)} can be submitted as a job")
+    if has_credentials(setting(command, "tracking.uri") or ""):
+        raise UserError(
+            "tracking.uri: a job's command is shown to all users of the cluster; "
+            "leave the credentials out and set MLFLOW_TRACKING_URI on the cluster"
+        )
+    storage = setting(command, "storage")
+    if storage is None:
+        return [*command, DEFAULT_STORAGE]
+    if not storage.startswith(("/", "~")):
+        raise UserError(
+            f"storage={storage}: a job's own folder is removed after it; "
+            "give an absolute path that all nodes of the cluster share"
+        )
+    return list(command)
+
+
+def setting(command: list[str], key: str) -> str | None:
+    """The value that ``key=value`` gives in the command, where the last one counts."""
+    values = [item.partition("=")[2] for item in command[1:] if item.startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values else None
+
+
+def submission_id(command: list[str]) -> str:
+    """A new id that starts with the run's name, in letters that are safe in a URL and a shell."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", setting(command, "name") or "").lstrip(".-")
+    return f"{name[:100] or command[0]}-{secrets.token_hex(4)}"
+
+
+def job_environment() -> dict[str, str]:
+    """The few variables that a job gets from here; none of them is a secret."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return dict(ENVIRONMENT)
+    if has_credentials(uri):
+        raise UserError(
+            "MLFLOW_TRACKING_URI: a job's environment is shown to all users of the cluster; "
+            "leave the credentials out, or unset it here and set it on the cluster"
+        )
+    return {**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri}
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether an address may hold a user, password or key; rather too careful than not enough."""
+    secret = r"@|%40|[?&;][^=&]*(user|pass|pwd|token|secret|key|credential)[^=&]*="
+    return re.search(secret, uri, re.IGNORECASE) is not None
+
+
+@contextmanager
+def staged(project: Path) -> Iterator[Path]:
+    """A temporary folder with the tracked files of the project, as they are on disk now."""
+    root = project.resolve()
+    tracked = {root / name for name in tracked_names(root)}
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
+        for source in tracked:
+            # Ray would drop tracked files that match .gitignore. Links to elsewhere, submodules
+            # and deleted files have no tracked content to send.
+            if source.name == ".gitignore" or source.resolve() not in tracked:
+                continue
+            if source.is_file():
+                target = Path(folder) / source.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        yield Path(folder)
+
+
+def tracked_names(root: Path) -> list[str]:
+    """What ``git ls-files`` names below ``root``; run.py has to be among it."""
+    try:
+        git = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True)
+    except FileNotFoundError:
+        raise UserError("git: not found; a job gets the files that git tracks") from None
+    if git.returncode:
+        reason = os.fsdecode(git.stderr).strip().partition("\n")[0]
+        raise UserError(f"{root}: no git checkout, and a job gets only tracked files ({reason})")
+    names = [name for name in os.fsdecode(git.stdout).split("\0") if name]
+    if "run.py" not in names:
+        raise UserError(f"{root}: git tracks no run.py here; submit from the project's own folder")
+    return names
+
+
+@contextmanager
+def cluster(address: str, job: str | None = None) -> Iterator[JobSubmissionClient]:
+    """A client for this address; what it raises becomes one line, without a request's headers."""
+    if not re.fullmatch(r"https?://[^\s@?#/][^\s@?#]*", address):
+        shown = address.rpartition("@")[2]
+        raise UserError(f"{shown}: a cluster's address is written http://HOST:8265 or https://HOST")
+    if job is not None and not JOB_ID.fullmatch(job):
+        raise unknown(address, job)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it while it is being imported
+    from aiohttp import ClientError
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield connect(address)
+    except AuthenticationError:
+        raise UserError(
+            f"{address}: no valid token; put the cluster's own into ~/.ray/auth_token, or name its "
+            "file in RAY_AUTH_TOKEN_PATH, or set RAY_AUTH_TOKEN (all with RAY_AUTH_MODE=token)"
+        ) from None
+    except (OSError, KeyError, ClientError) as error:
+        raise UserError(
+            f"{address}: no answer from a Ray dashboard ({type(error).__name__}); "
+            "check the host, the port (usually 8265) and the tunnel"
+        ) from None
+    except RuntimeError as error:
+        if job and "status code 404" in str(error):
+            raise unknown(address, job) from None
+        reason = str(error).strip().rpartition("\n")[2]
+        raise UserError(f"{address}: the cluster did not do it: {reason}") from None
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Ray's client with limits in time: it has none, and an unreachable host would hang it."""
+    from ray._private.authentication.authentication_token_setup import _enable_token_auth
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    from ray.job_submission import JobSubmissionClient
+
+    class PatientClient(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:  # noqa: ANN401
+            # The first limit also holds for all of an upload, which may well take longer.
+            timeout = None if method == "PUT" else (CONNECT_SECONDS, ANSWER_SECONDS)
+            return super()._do_request(method, endpoint, timeout=timeout, **options)
+
+    if os.environ["RAY_AUTH_MODE"].lower() == "token" and not is_token_auth_enabled():
+        _enable_token_auth()  # Ray had been imported before the mode was set
+    with without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the argument
+        return PatientClient(address)
+
+
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Hide variables of the environment for a moment."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def unknown(address: str, job: str) -> UserError:
+    return UserError(f"{job}: no such job at {address}; the list of jobs shows their ids")
+
+
+def growing_log(client: JobSubmissionClient, job: str) -> Iterator[str]:
+    """Ray's asynchronous stream of a log as a plain iterator."""
+    stream = client.tail_job_logs(job)
+
+    async def next_part() -> str | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:
+        while (part := runner.run(next_part())) is not None:
+            yield part
+
+
+def ended(client: JobSubmissionClient, job: str, seconds: float = math.inf) -> str:
+    """Wait until a job has ended, or for some seconds, and return its status."""
+    limit = time.monotonic() + seconds
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < limit:
+        time.sleep(POLL_SECONDS)
+    return status.value
+
+
+def moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,107 @@
+"""From a checked experiment to a finished run or sweep, with everything that a person at a terminal expects.
+
+Bad input is found before a cluster, a record or a folder is made. Ctrl-C ends what was started and says how to go on.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.backbones import check_backbone
+from benchmarks.stream import BenchmarkError
+from orchestrator.cluster import check_workers_here, connected
+from orchestrator.config import Experiment
+from orchestrator.console import messages, watching, where_stopped
+from orchestrator.errors import UserError
+from orchestrator.records import close_run, close_sweep, open_record
+from orchestrator.session import claim, read_stream
+from orchestrator.sweep import check_space, space_of, sweep
+from orchestrator.tracking import tracking_uri
+from orchestrator.trainer import finished, train
+
+
+def launch_run(experiment: Experiment) -> dict[str, Any]:
+    """Train one run with progress, record and report; returns result.json's content."""
+    check(experiment)
+    folder = experiment.folder
+    if claim(experiment):
+        messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another run")
+        return finished(folder)
+    with interruptible(experiment):
+        tracker = open_record(experiment)
+        with ray_where_needed(experiment, experiment.scale.workers > 0):
+            with watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None):
+                result = train(experiment)
+        close_run(folder, tracker)
+    return result
+
+
+def launch_sweep(experiment: Experiment) -> dict[str, Any]:
+    """Run a sweep with progress, records and reports; returns sweep.json's content."""
+    check(experiment)
+    check_space(experiment, space_of(experiment))
+    if claim(experiment) or (experiment.folder / "sweep.json").exists():
+        messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
+        return sweep(experiment)
+    with interruptible(experiment):
+        tracker = open_record(experiment)
+        with ray_where_needed(experiment, True), watching(lambda: trial_folders(experiment)):
+            summary = sweep(experiment)
+        close_sweep(experiment.folder, tracker, summary)
+    return summary
+
+
+def check(experiment: Experiment) -> None:
+    """Everything that can be wrong with an experiment on this machine."""
+    try:
+        check_backbone(experiment.backbone)
+    except BenchmarkError as error:
+        raise UserError(str(error)) from None
+    check_workers_here(experiment)
+    read_stream(experiment)
+
+
+def trial_folders(experiment: Experiment) -> list[Path]:
+    return sorted((experiment.folder / "trials").glob(f"{experiment.name}-*"))
+
+
+@contextmanager
+def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    with connected(experiment) as dashboard:
+        messages.print(f"Ray dashboard: {dashboard}")
+        yield
+
+
+@contextmanager
+def interruptible(experiment: Experiment) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
+        messages.print(
+            f"stopped at {where_stopped(experiment.folder)}; the same command goes on from its last checkpoint"
+        )
+        raise
+
+
+def serve_record(experiment: Experiment, port: int) -> None:
+    """MLflow's own page, on this machine only."""
+    uri = tracking_uri(experiment)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(f"tracking.uri={uri}: there is no record yet; train a run first")
+    if uri.startswith("http"):
+        messages.print(f"the record is served at {uri}")
+        return
+    messages.print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    subprocess.run([*command, "--port", str(port)], check=False)

@@ -1,0 +1,90 @@
+"""Continual learning, whole: for every task, for every epoch, for every batch; then evaluate on all tasks.
+
+What happens at a step is the learner's and the method's; when to stop, resume, save and report is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.stream import Examples, Task, TaskStream
+from orchestrator.learner import Learner
+
+
+@dataclass
+class Position:
+    """How far a run is, and what it has measured so far."""
+
+    task: int = 0
+    step: int = 0  # optimiser steps done in this task
+    loss: float | None = None
+    initial: list[float] = field(default_factory=list)  # test accuracy on each task before any training
+    test: list[list[float]] = field(default_factory=list)  # accuracy matrix, row = after task
+    validation: list[list[float]] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)  # last loss of each task
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the world outside wants to know: called on every worker at the same points."""
+
+    save: Callable[[Position], None]
+    stepped: Callable[[Position, int], None]  # with the number of steps of the task
+    learned: Callable[[Position], None]
+
+
+def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int) -> None:
+    """Go through the stream from ``position`` on; ``position`` ends behind the last task."""
+    if not position.initial:
+        position.initial = accuracies(learner, stream, 0, "test")
+    for task in stream.tasks[position.task :]:
+        steps = steps_of(task, learner)
+        if position.step == 0:
+            learner.begin_task(task, steps)
+        for rows in list(batches(task, learner))[position.step :]:
+            position.loss = learner.step(rows, position.step)
+            position.step += 1
+            hooks.stepped(position, steps)
+            if position.step % save_every == 0 and position.step < steps:
+                hooks.save(position)
+        learner.end_task()
+        measure(learner, stream, position)
+        position.task, position.step = position.task + 1, 0
+        hooks.save(position)
+        hooks.learned(position)
+
+
+def batches(task: Task, learner: Learner) -> Iterator[Tensor]:
+    """Rows of the global batches of all epochs; the order depends on (seed, task, epoch), not on workers."""
+    for epoch in range(learner.settings.epochs):
+        seed = (learner.seed * 1_000_003 + task.index) * 1_000_003 + epoch
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+        yield from order.split(learner.settings.batch_size)
+
+
+def steps_of(task: Task, learner: Learner) -> int:
+    return learner.settings.epochs * -(-len(task.train) // learner.settings.batch_size)
+
+
+def measure(learner: Learner, stream: TaskStream, position: Position) -> None:
+    """Fill one row of both matrices."""
+    position.test.append(accuracies(learner, stream, position.task + 1, "test"))
+    position.validation.append(accuracies(learner, stream, position.task + 1, "validation"))
+    position.losses.append(position.loss)
+
+
+def accuracies(learner: Learner, stream: TaskStream, learned: int, split: str) -> list[float]:
+    """Accuracy on every task of the stream after ``learned`` tasks, future tasks included."""
+    row = []
+    for task in stream.tasks:
+        examples: Examples = getattr(task, split)
+        row.append(learner.right(examples, stream.candidates(learned, task.index)) / len(examples))
+    return row

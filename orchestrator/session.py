@@ -1,0 +1,185 @@
+"""One worker's part of a run, from building the learner to the written result; the same with and without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from benchmarks import metrics
+from benchmarks.stream import BenchmarkError, TaskStream, build_stream
+from methods.base import Chooser
+from orchestrator import checkpoint
+from orchestrator.checkpoint import read_json, write_json
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+from orchestrator.learner import Learner, part
+from orchestrator.loop import Hooks, Position, learn
+from orchestrator.sharding import Place
+
+PROGRESS_SECONDS = 0.3
+VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "scikit-learn")
+
+
+class Search(Chooser, Protocol):
+    """A chooser whose state can travel in the run's checkpoint; all workers call these together."""
+
+    def expect(self, parts: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+    def report(self) -> dict[str, Any]: ...
+
+
+class Session:
+    """Everything that one worker needs to take part in a run."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        place: Place,
+        search: Search | None,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.experiment, self.place, self.search, self.report = experiment, place, search, report
+        self.stream = read_stream(experiment)
+        self.learner = Learner(experiment, self.stream, place, search)
+        self.position = Position()
+        self.earlier, self.started = 0.0, time.perf_counter()
+        self.written = 0.0
+
+    def run(self) -> None:
+        """Resume where the checkpoint stands, learn, write the result."""
+        self.resume()
+        self.progress(steps=1)
+        hooks = Hooks(self.save, self.stepped, self.learned)
+        learn(self.learner, self.stream, self.position, hooks, self.experiment.checkpoint.every)
+        details = self.search.report() if self.search else None
+        if self.place.rank == 0:
+            write_json(self.experiment.folder / "result.json", self.result(details))
+
+    def resume(self) -> None:
+        """Bring learner, position and search to the newest checkpoint, or to the start."""
+        found = checkpoint.load(self.experiment.folder)
+        tensors, values = found or ({}, {})
+        if found:
+            self.position = Position(**values["position"])
+            self.earlier = values["seconds"].pop("total")
+            if self.position.step > 0:
+                self.learner.select(self.stream.tasks[self.position.task])
+            self.learner.load(tensors, values)
+        if self.search:
+            self.search.expect(self.learner.method.levels.parts)
+            self.search.load_state_dict(part(tensors, "search."))
+        self.place.barrier()
+
+    def seconds(self) -> dict[str, float]:
+        total = self.earlier + time.perf_counter() - self.started
+        return self.learner.seconds | {"total": total}
+
+    def save(self, position: Position) -> None:
+        tensors, values = self.learner.state()
+        if self.search:
+            tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
+        if self.place.rank == 0:
+            values |= {"position": position.as_dict(), "seconds": self.seconds()}
+            checkpoint.save(self.experiment.folder, tensors, values)
+
+    def stepped(self, position: Position, steps: int) -> None:
+        if time.monotonic() - self.written > PROGRESS_SECONDS:
+            self.progress(steps)
+
+    def learned(self, position: Position) -> None:
+        self.progress(steps=1)
+        self.report(task_metrics(position, position.task - 1))
+
+    def progress(self, steps: int) -> None:
+        """Tell watchers how far the run is; a file, so that it crosses processes and survives them."""
+        self.written = time.monotonic()
+        if self.place.rank == 0:
+            history = [task_metrics(self.position, task) for task in range(self.position.task)]
+            now = {"task": self.position.task, "tasks": len(self.stream.tasks), "loss": self.position.loss}
+            now |= {"step": self.position.step, "steps": steps, "history": history}
+            write_json(self.experiment.folder / "progress.json", now)
+
+    def result(self, details: dict[str, Any] | None) -> dict[str, Any]:
+        """The content of result.json."""
+        experiment, position = self.experiment, self.position
+        sizes = [len(task.test) for task in self.stream.tasks]
+        return {
+            "name": experiment.name,
+            "method": experiment.method.name,
+            "benchmark": experiment.benchmark.name,
+            "seed": experiment.seed,
+            "order_seed": experiment.order_seed,
+            "config": experiment.model_dump(mode="json"),
+            "task_names": [task.name for task in self.stream.tasks],
+            "accuracy_matrix": position.test,
+            "validation_matrix": position.validation,
+            "initial_accuracy": position.initial,
+            **metrics.summary(position.test, position.initial, sizes),
+            "seconds": self.seconds(),
+            "trainable_parameters": self.learner.trainable_parameters,
+            "method_report": details,
+            "versions": {name: version(name) for name in VERSIONS},
+        }
+
+
+def read_stream(experiment: Experiment) -> TaskStream:
+    """The experiment's stream; UserError where the data is not usable."""
+    try:
+        return build_stream(experiment.benchmark, experiment.order_seed)
+    except BenchmarkError as error:
+        raise UserError(str(error)) from None
+
+
+def task_metrics(position: Position, task: int) -> dict[str, Any]:
+    """Numbers after ``task`` + 1 tasks: means over the tasks seen by then."""
+    seen = task + 1
+    return {
+        "task": seen,
+        "test_accuracy": metrics.mean(position.test[task][:seen]),
+        "validation_accuracy": metrics.mean(position.validation[task][:seen]),
+        "loss": position.losses[task],
+    }
+
+
+def claim(experiment: Experiment) -> bool:
+    """Make the run's folder, or find it; True if the run is finished already.
+
+    UserError if the name belongs to a run with other settings: nothing is overwritten.
+    """
+    file = experiment.folder / "experiment.json"
+    wanted, found = experiment.identity(), read_json(file)
+    if found is None:
+        refuse_strangers(experiment.folder)
+        write_json(file, wanted)
+    elif found != wanted:
+        setting, old, new = difference(found, wanted)
+        raise UserError(
+            f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
+            "choose another name=… or remove that folder"
+        )
+    return (experiment.folder / "result.json").exists()
+
+
+def refuse_strangers(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
+
+
+def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:  # noqa: ANN401  JSON
+    """The first setting in which two nested dictionaries differ, with both values."""
+    for key in sorted({*left, *right}):
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            return difference(one, other, f"{prefix}{key}.")
+        if one != other:
+            return prefix + key, one, other
+    raise ValueError("no difference")

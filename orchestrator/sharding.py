@@ -1,0 +1,114 @@
+"""Several workers, one model: none, ddp or fsdp2, with gloo on CPU and nccl on GPU.
+
+A place says which share of the work is this process's. In one process every sum is the identity, so that the same
+learner runs whole, replicated or sharded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.backbones import Classifier, level_of
+from methods.levels import Levels
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+PARTIAL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+FLAT = StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, flatten_optimizer_state_dict=True
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which worker this is, and how the model is spread over all of them."""
+
+    rank: int = 0
+    world: int = 1
+    sharding: str = "none"
+    device: torch.device = torch.device("cpu")
+
+    def spread(self, model: Classifier) -> nn.Module:
+        """Wrap or shard ``model`` in place; the result is what training calls."""
+        model.to(self.device)
+        if self.sharding == "fsdp2":
+            mesh = init_device_mesh(self.device.type, (self.world,))
+            for block in model.blocks():
+                fully_shard(block, mesh=mesh)
+            # By default the root stays gathered after a forward pass; evaluation would leave it stale for training.
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)
+        if self.sharding == "ddp":
+            return DistributedDataParallel(model)
+        return model
+
+    def levels(self, model: Classifier) -> Levels:
+        """The adapters: everything trainable but the head."""
+        adapters = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
+        if self.sharding == "fsdp2":
+            return Levels(adapters, level_of, self.total, self.rank, self.world)
+        return Levels(adapters, level_of, lambda values: values, 0 if self.rank == 0 else None, 1)
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Reduce gradients where the wrapper does not: ``none`` with several workers."""
+        if self.sharding == "none" and self.world > 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.copy_(self.total(parameter.grad) / self.world)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all workers, on every worker."""
+        if self.world == 1:
+            return values
+        result = values.clone()
+        dist.all_reduce(result)
+        return result
+
+    def from_first(self, number: int) -> int:
+        """The first worker's number, on every worker."""
+        if self.world == 1:
+            return number
+        sent = torch.tensor(number, device=self.device)
+        dist.broadcast(sent, 0)
+        return int(sent)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def adapters_and_head(model: nn.Module) -> dict[str, Tensor]:
+    """All trainable tensors, whole, on the first worker; empty on the others."""
+    return get_model_state_dict(model, options=WHOLE)
+
+
+def load_adapters_and_head(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse, from the whole tensors on every worker; ValueError if a name or shape does not fit."""
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    if names != set(state):
+        raise ValueError(f"the checkpoint has other tensors: {sorted(names ^ set(state))[:3]}")
+    set_model_state_dict(model, dict(state), options=PARTIAL)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor | float]:
+    """The optimiser's state by parameter name, whole, on the first worker."""
+    return get_optimizer_state_dict(model, optimizer, options=FLAT)
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor | float]
+) -> None:
+    """The inverse, from the whole state on every worker."""
+    set_optimizer_state_dict(model, optimizer, dict(state), options=FLAT)

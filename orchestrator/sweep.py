@@ -1,0 +1,195 @@
+"""Ray Tune over runs: a light driver for each trial starts its own Train run.
+
+The objective is the mean accuracy over the seen tasks' validation splits; test accuracy is only reported. ASHA
+compares trials at the same number of finished tasks. Tune's own state lies in ``<sweep>/tune`` and is unpickled when a
+sweep goes on: only resume sweeps that you made.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from methods import method_class
+from orchestrator.checkpoint import read_json, write_json
+from orchestrator.compose import checked, with_settings
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+from orchestrator.records import TrialRecords
+from orchestrator.session import claim, read_stream
+from orchestrator.trainer import finished, train_here, train_on_workers
+
+OBJECTIVE = "validation_accuracy"
+DRIVER = {"memory": 1}  # Tune refuses to run a trial on nothing, and a sliver of CPU would cost a worker its own
+
+
+def sweep(experiment: Experiment) -> dict[str, Any]:
+    """Run all trials, or go on with a sweep of this name; returns the content of sweep.json."""
+    space = space_of(experiment)
+    check_space(experiment, space)
+    read_stream(experiment)
+    if not claim(experiment) and not (experiment.folder / "sweep.json").exists():
+        results = tuner(experiment, space).fit()
+        summary = summarise(experiment, results)
+        write_json(experiment.folder / "sweep.json", summary)
+    return read_json(experiment.folder / "sweep.json")
+
+
+def tuner(experiment: Experiment, space: dict[str, Any]) -> tune.Tuner:
+    """A new Tuner, or the stored one with its unfinished trials."""
+    workers = experiment.scale.workers
+    trainable = tune.with_resources(trial, DRIVER if workers else {"CPU": 1})
+    folder = experiment.folder / "tune"
+    if tune.Tuner.can_restore(str(folder)):
+        return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
+    parameters = {key: domain(value, experiment.sweep.searcher) for key, value in space.items()}
+    return tune.Tuner(
+        trainable,
+        param_space={"settings": parameters, "sweep": experiment.model_dump(mode="json")},
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            num_samples=samples(experiment, space),
+            search_alg=searcher(experiment),
+            scheduler=scheduler(experiment),
+            max_concurrent_trials=experiment.sweep.concurrent or concurrent(workers),
+            trial_dirname_creator=lambda made: made.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(experiment.folder),
+            verbose=0,
+            callbacks=[TrialRecords(experiment)],
+        ),
+    )
+
+
+def trial(parameters: dict[str, Any]) -> None:
+    """One trial: a run of its own with its own workers and tree actor."""
+    experiment = trial_experiment(
+        checked(parameters["sweep"]), parameters["settings"], tune.get_context().get_trial_id()
+    )
+    if claim(experiment):
+        return
+    if experiment.scale.workers:
+        train_on_workers(experiment, [TuneReportCallback()])
+    else:
+        train_here(experiment, tune.report)
+    finished(experiment.folder)
+
+
+def trial_experiment(sweep: Experiment, settings: dict[str, Any], trial_id: str) -> Experiment:
+    """The run of one trial, in a folder of its own below the sweep's."""
+    place = {"name": f"{sweep.name}-{trial_id}", "storage": str(sweep.folder / "trials")}
+    return with_settings(sweep, settings | place)
+
+
+def space_of(experiment: Experiment) -> dict[str, Any]:
+    """``sweep.space``, else the method's own."""
+    space = experiment.sweep.space or method_class(experiment.method.name).search_space()
+    if not space:
+        raise UserError("sweep.space: nothing to search over; say for example sweep.space.method.rank=[4,8]")
+    return space
+
+
+def check_space(experiment: Experiment, space: dict[str, Any]) -> None:
+    """Every corner of the space has to be a valid experiment, before anything starts."""
+    for key, value in space.items():
+        for corner in corners(key, value):
+            with_settings(experiment, {key: corner})
+
+
+def corners(key: str, value: Any) -> list[Any]:  # noqa: ANN401  a list or a range
+    if isinstance(value, list) and value:
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        (kind, bounds), *_ = value.items()
+        if kind == "choice" and isinstance(bounds, list) and bounds:
+            return bounds
+        if kind in ("uniform", "loguniform") and ordered(bounds, positive=kind == "loguniform"):
+            return bounds
+    raise UserError(f"sweep.space.{key}={value}: write [a, b], {{choice: [a, b]}}, {{uniform: [low, high]}} or loguniform")
+
+
+def ordered(bounds: Any, positive: bool) -> bool:  # noqa: ANN401  unchecked input
+    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
+    return numbers and bounds[0] < bounds[1] and (bounds[0] > 0 or not positive)
+
+
+def domain(value: Any, searcher: str) -> Any:  # noqa: ANN401  Tune's domains have no common type
+    """Tune's form of one entry; a searcher that learns takes lists as choices, not as a grid."""
+    if isinstance(value, list):
+        return tune.grid_search(value) if searcher == "random" else tune.choice(value)
+    (kind, bounds), *_ = value.items()
+    return tune.choice(bounds) if kind == "choice" else getattr(tune, kind)(*bounds)
+
+
+def samples(experiment: Experiment, space: dict[str, Any]) -> int:
+    """Tune's number of samples: with a grid it counts repetitions of the whole grid."""
+    trials = experiment.sweep.trials
+    if experiment.sweep.searcher != "random":
+        return trials or 8
+    grid = math.prod(len(value) for value in space.values() if isinstance(value, list))
+    if trials and trials % grid:
+        raise UserError(f"sweep.trials={trials}: the grid has {grid} points; choose a multiple of it")
+    return trials // grid if trials else 1
+
+
+def searcher(experiment: Experiment) -> Any:  # noqa: ANN401  one of Tune's search algorithms
+    if experiment.sweep.searcher == "optuna":
+        return OptunaSearch(metric=OBJECTIVE, mode="max", seed=experiment.seed)
+    return BasicVariantGenerator(random_state=experiment.seed)
+
+
+def scheduler(experiment: Experiment) -> AsyncHyperBandScheduler | None:
+    """ASHA by finished tasks: its rungs compare trials that have seen the same tasks."""
+    if experiment.sweep.scheduler == "none":
+        return None
+    tasks = experiment.benchmark.tasks
+    return AsyncHyperBandScheduler(time_attr="task", max_t=tasks, grace_period=1, reduction_factor=2)
+
+
+def concurrent(workers: int) -> int:
+    """Trials whose workers fit at the same time; more would wait for each other."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // max(workers, 1))
+
+
+def summarise(experiment: Experiment, results: tune.ResultGrid) -> dict[str, Any]:
+    """The content of sweep.json, trials in order of the objective."""
+    trials = [trial_record(experiment, result) for result in results]
+    trials.sort(key=lambda record: -math.inf if record["objective"] is None else record["objective"], reverse=True)
+    finished_trials = [record for record in trials if record["status"] == "finished"]
+    return {
+        "name": experiment.name,
+        "objective": OBJECTIVE,
+        "protocol": "stream",
+        "best": finished_trials[0]["id"] if finished_trials else None,
+        "config": experiment.model_dump(mode="json"),
+        "trials": trials,
+    }
+
+
+def trial_record(experiment: Experiment, result: tune.Result) -> dict[str, Any]:
+    trial_id = Path(result.path).name
+    folder = experiment.folder / "trials" / f"{experiment.name}-{trial_id}"
+    outcome = read_json(folder / "result.json") or {}
+    stopped = "failed" if result.error else "stopped"
+    return {
+        "id": trial_id,
+        "status": "finished" if outcome else stopped,
+        "settings": result.config["settings"] if result.config else {},
+        "objective": (result.metrics or {}).get(OBJECTIVE),
+        "final_average_accuracy": outcome.get("final_average_accuracy"),
+        "forgetting": outcome.get("forgetting"),
+        "seconds": outcome.get("seconds", {}).get("total"),
+        "folder": str(folder),
+        "error": str(result.error).splitlines()[-1] if result.error else None,
+    }

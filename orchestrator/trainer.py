@@ -1,0 +1,103 @@
+"""A run in this process, or as a Ray Train job whose workers hold the model's shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from methods.base import Service
+from orchestrator.checkpoint import read_json, write_json
+from orchestrator.compose import checked
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+from orchestrator.session import Session, claim, read_stream
+from orchestrator.sharding import Place
+from orchestrator.telemetry import RunGauges
+from orchestrator.tree_actor import RemoteSearch, find_actor, make_service, start_actor
+
+
+def train(experiment: Experiment) -> dict[str, Any]:
+    """Run to the end, or go on with a run of this name, and return result.json's content.
+
+    With workers, Ray has to be connected. UserError for anything that the user can mend.
+    """
+    if not claim(experiment):
+        if experiment.scale.workers == 0:
+            train_here(experiment)
+        else:
+            train_on_workers(experiment)
+    return finished(experiment.folder)
+
+
+def train_here(experiment: Experiment, report: Any = lambda metrics: None) -> None:  # noqa: ANN401  a callable
+    """The whole run in this process."""
+    search: Service | None = make_service(experiment)
+    Session(experiment, Place(), search, report).run()
+
+
+def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None) -> None:
+    """The run as Ray Train job; the tree actor lives as long as this call."""
+    read_stream(experiment)  # bad data is found before anything starts
+    settings = experiment.model_dump(mode="json")
+    actor = start_actor(experiment)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=settings,
+        scaling_config=scaling(experiment),
+        run_config=RunConfig(
+            name=experiment.name,
+            storage_path=str(experiment.folder / "train"),
+            failure_config=FailureConfig(max_failures=experiment.scale.max_failures),
+            callbacks=callbacks or [],
+        ),
+    )
+    error_file(experiment).unlink(missing_ok=True)
+    trainer.fit()
+    del actor
+
+
+def worker(settings: dict[str, Any]) -> None:
+    """One Train worker. An error that the user must mend is written down, since a restart would only repeat it."""
+    experiment = checked(settings)
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), experiment.scale.sharding, get_device())
+    actor = find_actor(experiment)
+    gauges = RunGauges(experiment.name, experiment.method.name)
+
+    def report(metrics: dict[str, Any]) -> None:
+        if place.rank == 0:
+            gauges.set(metrics)
+        ray.train.report(metrics)
+
+    try:
+        Session(experiment, place, RemoteSearch(actor, place) if actor else None, report).run()
+    except UserError as error:
+        if place.rank == 0:
+            write_json(error_file(experiment), str(error))
+
+
+def scaling(experiment: Experiment) -> ScalingConfig:
+    scale = experiment.scale
+    resources: dict[str, float] = {"CPU": 1}
+    if scale.gpus_per_worker:
+        resources["GPU"] = scale.gpus_per_worker
+    return ScalingConfig(
+        num_workers=scale.workers, use_gpu=bool(scale.gpus_per_worker), resources_per_worker=resources
+    )
+
+
+def error_file(experiment: Experiment) -> Path:
+    return experiment.folder / "error.json"
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The result in ``folder``; UserError with the reason where there is none."""
+    result = read_json(folder / "result.json")
+    if result is None:
+        reason = read_json(folder / "error.json") or f"{folder}: the run ended without a result"
+        raise UserError(reason)
+    return result

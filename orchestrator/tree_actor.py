@@ -1,0 +1,148 @@
+"""The central search of one run as an async Ray actor, and the chooser through which workers talk to it.
+
+The actor owns no durable state: every start of the run's workers loads the search from the run's checkpoint. An actor
+that Ray restarted has lost its memory and says so to the next caller; Train then restarts the workers, and they load
+it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from methods.base import Service
+from orchestrator.compose import checked
+from orchestrator.config import Experiment
+from orchestrator.sharding import Place
+
+NAMESPACE = "evergreen"
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class TreeActor:
+    """A method's service behind async calls; each may be repeated."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        torch.set_num_threads(1)
+        self.service = service_of(checked(settings))
+        self.loaded = False
+        self.changed = asyncio.Condition()
+
+    async def load(self, state: dict[str, Tensor], parts: int) -> None:
+        """Start from a checkpoint's state (empty for a fresh run) with so many partial sketches to a whole."""
+        self.service.expect(parts)
+        self.service.load_state_dict(state)
+        self.loaded = True
+
+    async def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
+        self.ready().observe(task, step, part, sketch, rounds)
+        await self.tell()
+
+    async def close_task(self, task: int, part: int, sketch: Tensor) -> None:
+        self.ready().close_task(task, part, sketch)
+        await self.tell()
+
+    async def choose(self, task: int, step: int) -> int:
+        """The answer to a search point, once all parts are in."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.ready().answered(task, step))
+        return self.service.choose(task, step)
+
+    async def state_dict(self) -> dict[str, Tensor]:
+        return self.ready().state_dict()
+
+    async def report(self) -> dict[str, Any]:
+        return self.ready().report()
+
+    async def tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    def ready(self) -> Service:
+        if not self.loaded:
+            raise RuntimeError("the tree actor was restarted and waits for the run's checkpoint")
+        return self.service
+
+
+class RemoteSearch:
+    """One worker's line to the actor: observations are sent without waiting, the first worker asks for all.
+
+    ``expect``, ``state_dict``, ``load_state_dict``, ``choose`` and ``report`` are called by all workers together.
+    """
+
+    def __init__(self, actor: ActorHandle, place: Place) -> None:
+        self.actor, self.place, self.parts = actor, place, 1
+        self.sent: list[ray.ObjectRef] = []
+
+    def expect(self, parts: int) -> None:
+        self.parts = parts
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.place.rank == 0:
+            ray.get(self.actor.load.remote(state, self.parts))
+        self.place.barrier()
+
+    def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
+        self.settle()
+        self.sent.append(self.actor.observe.remote(task, step, part, sketch, rounds))
+
+    def close_task(self, task: int, part: int, sketch: Tensor) -> None:
+        self.settle()
+        self.sent.append(self.actor.close_task.remote(task, part, sketch))
+
+    def choose(self, task: int, step: int) -> int:
+        leaf = ray.get(self.actor.choose.remote(task, step)) if self.place.rank == 0 else 0
+        return self.place.from_first(leaf)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state after everything that any worker has sent; on the first worker only."""
+        self.settle()
+        self.place.barrier()
+        return ray.get(self.actor.state_dict.remote()) if self.place.rank == 0 else {}
+
+    def report(self) -> dict[str, Any]:
+        self.settle()
+        self.place.barrier()
+        return ray.get(self.actor.report.remote()) if self.place.rank == 0 else {}
+
+    def settle(self) -> None:
+        """Earlier messages have arrived by now; this is where an error in one of them comes to light."""
+        ray.get(self.sent)
+        self.sent.clear()
+
+
+def start_actor(experiment: Experiment) -> ActorHandle | None:
+    """The run's actor, if its method has a central search; it ends with the process that holds the handle."""
+    if not has_service(experiment):
+        return None
+    options = TreeActor.options(name=actor_name(experiment), namespace=NAMESPACE, get_if_exists=True)
+    return options.remote(experiment.model_dump(mode="json"))
+
+
+def find_actor(experiment: Experiment) -> ActorHandle | None:
+    return ray.get_actor(actor_name(experiment), NAMESPACE) if has_service(experiment) else None
+
+
+def actor_name(experiment: Experiment) -> str:
+    return f"tree-{experiment.name}"
+
+
+def has_service(experiment: Experiment) -> bool:
+    return make_service(experiment) is not None
+
+
+def service_of(experiment: Experiment) -> Service:
+    service = make_service(experiment)
+    assert service is not None
+    return service
+
+
+def make_service(experiment: Experiment) -> Service | None:
+    from methods import method_class
+
+    return method_class(experiment.method.name)(experiment.method).service(experiment.seed)

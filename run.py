@@ -1,0 +1,166 @@
+"""The command line: one short function per command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# typer carries its own click; this is the ancestor of all errors that either raises for a wrong command line.
+CommandLineError = typer.BadParameter.__mro__[2]
+PROJECT = Path(__file__).resolve().parent
+
+app = typer.Typer(
+    help="Continual fine-tuning on Ray: train a method on a stream of tasks, sweep its settings, follow jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings, as in method=treelora method.rank=8 scale.workers=2"),
+]
+Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http://127.0.0.1:8265")]
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json's content and nothing else")] = False,
+) -> None:
+    """Train one run, or go on where the run of this name stopped."""
+    from orchestrator.compose import load_experiment
+    from orchestrator.console import output, run_table
+    from orchestrator.launch import launch_run
+
+    experiment = load_experiment(settings or [])
+    result = launch_run(experiment)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        output.print(run_table(result), f"report: {experiment.folder / 'report.html'}", sep="\n")
+
+
+@app.command()
+def sweep(
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print sweep.json's content and nothing else")] = False,
+) -> None:
+    """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
+    from orchestrator.compose import load_experiment
+    from orchestrator.console import output, sweep_summary
+    from orchestrator.launch import launch_sweep
+
+    experiment = load_experiment(settings or [])
+    summary = launch_sweep(experiment)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        output.print(*sweep_summary(experiment, summary), sep="\n")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    listing("method")
+
+
+@app.command()
+def benchmarks() -> None:
+    """List the benchmarks."""
+    listing("benchmark")
+
+
+def listing(group: str) -> None:
+    from orchestrator.compose import describe
+
+    options = describe(group)
+    width = max(len(name) for name in options)
+    for name, line in options.items():
+        print(f"{name:<{width}}  {line}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    address: Address,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train or sweep with its settings")],
+    wait: Annotated[bool, typer.Option(help="follow the job until it ends")] = False,
+) -> None:
+    """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
+    from orchestrator import jobs
+
+    job = jobs.submit(address, command, project=PROJECT)
+    print(job)
+    if wait:
+        logs(job, address, follow=True)
+
+
+@app.command(name="jobs")
+def list_jobs(address: Address) -> None:
+    """List the jobs of a cluster."""
+    from orchestrator import jobs
+
+    for job in jobs.listing(address):
+        started = job.started.strftime("%Y-%m-%d %H:%M") if job.started else "–"
+        print(f"{job.id}  {job.status:<9}  {started}  {job.command}")
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(help="the id that submit printed")],
+    address: Address,
+    follow: Annotated[bool, typer.Option(help="go on until the job ends")] = False,
+) -> None:
+    """Print what a job has printed."""
+    from orchestrator import jobs
+
+    for text in jobs.follow(address, job, tail=follow):
+        print(text, end="", flush=True)
+
+
+@app.command()
+def stop(job: Annotated[str, typer.Argument(help="the id that submit printed")], address: Address) -> None:
+    """Stop a job; the same submit goes on where it stopped."""
+    from orchestrator import jobs
+
+    print(f"{job}: {jobs.stop(address, job)}")
+
+
+@app.command()
+def watch(
+    settings: Settings = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow's page on 127.0.0.1 for the record of all runs (settings: storage, tracking.uri)."""
+    from orchestrator.compose import load_experiment
+    from orchestrator.launch import serve_record
+
+    serve_record(load_experiment(settings or []), port)
+
+
+def main() -> None:
+    """Errors that a user can mend are one line and exit code 2; Ctrl-C is 130."""
+    from orchestrator.errors import UserError
+
+    try:
+        code = app(standalone_mode=False)
+    except CommandLineError as error:
+        code = refuse(error.format_message())
+    except UserError as error:
+        code = refuse(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code)
+
+
+def refuse(reason: str) -> int:
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

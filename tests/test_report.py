@@ -1,0 +1,318 @@
+"""The HTML pages of runs and sweeps: their numbers, their safety and their reproducibility."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from orchestrator import report
+
+ATTACK = "<script>x()</script>"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def make_result(**changes: Any) -> dict[str, Any]:
+    """A run of three tasks whose numbers all differ."""
+    matrix = [[0.91, 0.111, None], [0.72, 0.934, 0.125], [0.643, None, 1.0]]
+    nodes = [
+        {"id": 0, "parent": None, "task": None, "diameter": 0.8},
+        {"id": 1, "parent": 0, "task": 1, "diameter": 0.0},
+        {"id": 2, "parent": 0, "task": None, "diameter": 0.3},
+        {"id": 3, "parent": 2, "task": 0, "diameter": 0.0},
+        {"id": 4, "parent": 2, "task": 2, "diameter": 0.0},
+    ]
+    result = {
+        "name": "demo",
+        "method": "treelora",
+        "benchmark": "split_digits",
+        "seed": 1,
+        "order_seed": None,
+        "config": {"method": {"rank": 4, "search": {"confidence": 0.83}}, "note": None},
+        "task_names": ["cats", "dogs", "owls"],
+        "accuracy_matrix": matrix,
+        "validation_matrix": matrix,
+        "initial_accuracy": [0.101, 0.102, 0.103],
+        "final_average_accuracy": 0.6127,
+        "final_pooled_accuracy": 0.6231,
+        "average_anytime_accuracy": 0.7345,
+        "backward_transfer": -0.0833,
+        "forgetting": 0.0945,
+        "forward_transfer": 0.0121,
+        "seconds": {"train": 1200.5, "evaluate": 20.1, "method": 3.4, "total": 1224.0},
+        "trainable_parameters": 1234567,
+        "versions": {"torch": "2.14.1"},
+        "method_report": {
+            "tree": {"nodes": nodes},
+            "pulls": [[0, 0, 0], [12, 0, 0], [3, 2000, 0]],
+            "chosen": [[], [0, 0], [1, 0, 1]],
+        },
+    }
+    return result | changes
+
+
+def make_one_task_result() -> dict[str, Any]:
+    node = {"id": 0, "parent": None, "task": 0, "diameter": 0.0}
+    return make_result(
+        task_names=["cats"],
+        accuracy_matrix=[[0.875]],
+        validation_matrix=[[None]],
+        initial_accuracy=[None],
+        backward_transfer=None,
+        forgetting=None,
+        forward_transfer=None,
+        method_report={"tree": {"nodes": [node]}, "pulls": [[0]], "chosen": [[]]},
+    )
+
+
+def make_trial(name: str, status: str, objective: float | None, **settings: Any) -> dict[str, Any]:
+    finished = status == "finished"
+    return {
+        "id": name,
+        "status": status,
+        "settings": {f"method.{key}": value for key, value in settings.items()},
+        "objective": objective,
+        "final_average_accuracy": 0.512 if finished else None,
+        "forgetting": 0.0345 if finished else None,
+        "seconds": 42.0 if finished else None,
+        "folder": f"runs/demo/trials/{name}",
+    }
+
+
+def make_sweep(**changes: Any) -> dict[str, Any]:
+    trials = [
+        make_trial("low", "finished", 0.61, rank=8, lr=1e-4, mode="lcb"),
+        make_trial("lost", "failed", None, rank=2, lr=1e-3, mode="lcb"),
+        make_trial("cut", "stopped", 0.55, rank=16, lr=1e-2, mode="random"),
+        make_trial("top", "finished", 0.7, rank=4, lr=1e-3, mode="lcb"),
+    ]
+    sweep = {
+        "name": "demo",
+        "objective": "validation_accuracy",
+        "protocol": "stream",
+        "best": "top",
+        "config": {"samples": 4},
+        "trials": trials,
+    }
+    return sweep | changes
+
+
+def figures(html: str) -> dict[str, ElementTree.Element]:
+    """The page's pictures by the first words of their labels; parsing fails if one is not XML."""
+    parsed = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
+    assert all(svg.get("role") == "img" for svg in parsed)
+    return {
+        str(svg.get("aria-label")).split(" of ")[0].split(" against ")[0]: svg for svg in parsed
+    }
+
+
+def figure_texts(html: str, label: str) -> list[str]:
+    (svg,) = [svg for name, svg in figures(html).items() if name.startswith(label)]
+    return [text.text or "" for text in svg.iter(f"{SVG}text")]
+
+
+def table_rows(html: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, as text."""
+    body = html.split(f">{heading}<", 1)[1].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report.run_report(make_result())
+
+
+@pytest.fixture(scope="module")
+def sweep_page() -> str:
+    return report.sweep_report(make_sweep(), make_result())
+
+
+def test_headlines_show_each_number_in_its_unit(page: str) -> None:
+    shown = re.findall(r'<dt>(.*?)</dt><dd class="value">(.*?)</dd>', page)
+    assert dict(shown) == {
+        "Final average accuracy": "61.3%",
+        "Final pooled accuracy": "62.3%",
+        "Average anytime accuracy": "73.5%",
+        "Backward transfer": "-8.3 points",
+        "Forgetting": "9.4 points",
+        "Forward transfer": "+1.2 points",
+        "Trainable parameters": "1,234,567",
+        "Total time": "1,224.0 s",
+    }
+
+
+def test_accuracy_cells_hold_the_matrix_row_by_row(page: str) -> None:
+    texts = figure_texts(page, "Heat map: test accuracy")
+    cells = [text for text in texts if re.fullmatch(r"[\d.]+|–", text)]
+    assert cells == ["91.0", "11.1", "72.0", "93.4", "12.5", "64.3", "–", "100.0"]
+
+
+def test_only_future_and_missing_cells_are_pale(page: str) -> None:
+    svg = figures(page)["Heat map: test accuracy on each"]
+    pale = [text.text for text in svg.iter(f"{SVG}text") if "opacity" in text.get("style", "")]
+    assert pale == ["11.1", "12.5", "–"]
+
+
+def test_task_table_follows_each_task_from_start_to_end(page: str) -> None:
+    assert table_rows(page, "Accuracy of each task over time") == [
+        ["cats", "10.1%", "91.0%", "64.3%"],
+        ["dogs", "10.2%", "93.4%", "–"],
+        ["owls", "10.3%", "100.0%", "100.0%"],
+    ]
+
+
+def test_pulls_are_shown_for_leaves_that_existed(page: str) -> None:
+    texts = figure_texts(page, "Heat map: how often")
+    assert [text for text in texts if text[0].isdigit()] == ["12", "3", "2,000"]
+    assert table_rows(page, "Search in the tree") == [
+        ["dogs", "cats", "2", "2"],
+        ["owls", "dogs", "2", "3"],
+    ]
+
+
+def test_tree_is_drawn_by_diameter_where_parents_are_widest(page: str) -> None:
+    texts = figure_texts(page, "Tree")
+    assert {"cats", "dogs", "owls", "diameter"} <= set(texts)
+
+
+@pytest.mark.parametrize("diameter", [None, 0.9])
+def test_tree_falls_back_to_depth(diameter: float | None) -> None:
+    result = make_result()
+    result["method_report"]["tree"]["nodes"][2]["diameter"] = diameter
+    texts = figure_texts(report.run_report(result), "Tree")
+    assert "depth" in texts and "diameter" not in texts
+
+
+def test_tree_rows_keep_siblings_together() -> None:
+    rows = report._node_rows(make_result()["method_report"]["tree"]["nodes"])
+    assert rows == {1: 0, 3: 1, 4: 2, 2: 1.5, 0: 0.75}
+
+
+@pytest.mark.parametrize(
+    "method_report", [None, {"tree": {"nodes": []}, "pulls": [], "chosen": []}]
+)
+def test_run_without_a_tree_has_no_tree_sections(method_report: dict[str, Any] | None) -> None:
+    html = report.run_report(make_result(method_report=method_report))
+    assert "Task tree" not in html and "Search in the tree" not in html
+    assert len(figures(html)) == 2
+
+
+def test_one_task_run_shows_nulls_as_not_measured() -> None:
+    html = report.run_report(make_one_task_result())
+    assert re.findall(r'<dd class="value">(.*?)</dd>', html)[3:6] == ["–"] * 3
+    assert table_rows(html, "Accuracy of each task over time") == [["cats", "–", "87.5%", "87.5%"]]
+    assert "87.5" in figure_texts(html, "Heat map: test accuracy")
+    assert "cats" in figure_texts(html, "Tree")
+    assert "Search in the tree" not in html
+
+
+def test_settings_are_flattened_and_exact(page: str) -> None:
+    expected = [["method.rank", "4"], ["method.search.confidence", "0.83"], ["note", "null"]]
+    assert table_rows(page, "Settings") == expected
+    assert table_rows(page, "Time")[0] == ["train", "1,200.5"]
+    assert table_rows(page, "Versions") == [["torch", "2.14.1"]]
+
+
+def test_user_text_is_escaped_on_run_pages() -> None:
+    tasks = [ATTACK, f"{ATTACK}{ATTACK}", '"><b>']
+    config = {ATTACK: {"key": ATTACK, "list": [ATTACK]}}
+    names = {"name": ATTACK, "method": ATTACK, "benchmark": ATTACK}
+    html = report.run_report(make_result(task_names=tasks, config=config, **names))
+    assert "<script" not in html and "<b>" not in html
+    assert "<h1>Run &lt;script&gt;x()&lt;/script&gt;</h1>" in html
+    assert figures(html)
+
+
+def test_user_text_is_escaped_on_sweep_pages() -> None:
+    trial = make_trial(ATTACK, "finished", 0.5) | {"settings": {f'"{ATTACK}': ATTACK}}
+    names = {"name": ATTACK, "objective": ATTACK, "protocol": ATTACK, "best": ATTACK}
+    html = report.sweep_report(make_sweep(trials=[trial], **names), None)
+    assert "<script" not in html
+    (label,) = figures(html)
+    assert label == f"Scatter plots: {ATTACK}"
+
+
+def test_task_names_are_not_read_as_formulas() -> None:
+    html = report.run_report(make_result(task_names=["$x$", "$5 & $6", "日本"]))
+    assert {"$x$", "$5 & $6", "日本"} <= set(figure_texts(html, "Heat map: test accuracy"))
+
+
+def test_long_task_names_keep_start_and_end_in_figures() -> None:
+    names = ["superclass of many things 1", "superclass of many things 2", "owls"]
+    html = report.run_report(make_result(task_names=names))
+    assert "supercla…_things 2".replace("_", " ") in figure_texts(html, "Heat map: test accuracy")
+    assert "superclass of many things 2" in html
+
+
+def test_same_input_gives_same_bytes_and_changes_nothing_global(sweep_page: str) -> None:
+    # Asking for the backend would choose one, which is the kind of change this test is about.
+    names = set(matplotlib.rcParams) - {"backend"}
+    before = {name: matplotlib.rcParams[name] for name in names}
+    again = report.sweep_report(copy.deepcopy(make_sweep()), copy.deepcopy(make_result()))
+    assert again == sweep_page
+    assert {name: matplotlib.rcParams[name] for name in names} == before
+
+
+def test_page_fetches_nothing(page: str, sweep_page: str) -> None:
+    for html in (page, sweep_page):
+        targets = re.findall(r'(?:src|href|data|action)\s*=\s*"([^"]*)"', html)
+        targets += re.findall(r"url\(([^)]*)\)", html)
+        assert targets and all(target.startswith("#") for target in targets)
+        assert not re.search(r"@import|<script|<link|<img|<iframe|<image", html)
+
+
+def test_ids_are_unique_and_references_resolve(sweep_page: str) -> None:
+    ids = re.findall(r'\bid="([^"]*)"', sweep_page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', sweep_page)) <= set(ids)
+
+
+def test_pictures_take_their_ink_from_the_page(page: str) -> None:
+    assert report.INK not in page and "fill: currentColor" in page
+
+
+def test_trials_are_ranked_and_the_best_is_marked(sweep_page: str) -> None:
+    rows = table_rows(sweep_page, "Trials")
+    assert [row[0] for row in rows] == ["top (best)", "low", "cut", "lost"]
+    top = "top (best)|finished|0.7000|51.2%|3.5 points|42.0|4|0.001|lcb|runs/demo/trials/top"
+    assert "|".join(rows[0]) == top
+    assert "|".join(rows[3]) == "lost|failed|–|–|–|–|2|0.001|lcb|runs/demo/trials/lost"
+    assert sweep_page.count('<tr class="best">') == 1
+
+
+def test_sweep_says_where_the_objective_comes_from(sweep_page: str) -> None:
+    words = " ".join(sweep_page.split())
+    assert "The objective, validation_accuracy, comes from validation splits" in words
+    assert "Test accuracy and forgetting are only reported" in words
+
+
+def test_objective_is_drawn_against_each_swept_setting(sweep_page: str) -> None:
+    texts = figure_texts(sweep_page, "Scatter plots")
+    assert {"method.rank", "method.lr", "method.mode", "validation_accuracy"} <= set(texts)
+    assert {"4", "8", "16", "lcb", "random", "0.0001", "0.01"} <= set(texts)
+    assert "2" not in texts, "a failed trial without an objective has no place in the picture"
+    assert {"finished", "stopped", "best"} <= set(texts) and "failed" not in texts
+
+
+def test_sweep_ends_with_the_run_report_of_the_best_trial(sweep_page: str) -> None:
+    assert "Best trial top" in sweep_page
+    assert "93.4" in figure_texts(sweep_page, "Heat map: test accuracy")
+
+
+def test_sweep_without_any_objective_says_so() -> None:
+    trials = [make_trial("lost", "failed", None, rank=2)]
+    html = report.sweep_report(make_sweep(trials=trials, best=None), None)
+    assert "No trial reported an objective" in html
+    assert "There is no result of a best trial to show." in html
+    assert not figures(html) and 'class="best"' not in html
+
+
+def test_write_replaces_the_page_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("old")
+    report.write(file, "new ü")
+    assert file.read_text(encoding="utf-8") == "new ü"
+    assert list(tmp_path.iterdir()) == [file]
