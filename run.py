@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 
 # typer carries its own click; this is the ancestor of all errors that either raises for a wrong command line.
-CommandLineError = typer.BadParameter.__mro__[2]
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 PROJECT = Path(__file__).resolve().parent
 
 app = typer.Typer(
     help="Continual fine-tuning on Ray: train a method on a stream of tasks, sweep its settings, follow jobs.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -147,9 +146,9 @@ def main() -> None:
     from orchestrator.errors import UserError
 
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except CommandLineError as error:
-        code = refuse(error.format_message())
+        code = refuse(getattr(error, "format_message", error.__str__)())
     except UserError as error:
         code = refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,13 +38,15 @@ class BackboneConfig(BaseModel):
 class Classifier(nn.Module):
     """Normalise, backbone, linear head; forward takes uint8 images [n, 3, h, w] and gives logits [n, classes]."""
 
-    def __init__(self, backbone: nn.Module, image_size: int, mean: Tensor, std: Tensor, classes: int) -> None:
+    def __init__(self, backbone: Any, image_size: int, mean: Tensor, std: Tensor, classes: int) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.head = nn.Linear(int(backbone.num_features), classes)
+        self.head = nn.Linear(backbone.num_features, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.image_size = image_size
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
@@ -69,17 +72,19 @@ def check_backbone(config: BackboneConfig) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BenchmarkError(f"backbone.name={config.name}: timm has no such model{hint}")
     if isinstance(config.pretrained, Path) and not config.pretrained.is_file():
-        raise BenchmarkError(f"backbone.pretrained={config.pretrained}: no such file; name a safetensors file or say false")
+        raise BenchmarkError(
+            f"backbone.pretrained={config.pretrained}: no such file; name a safetensors file or say false"
+        )
 
 
 def build_classifier(config: BackboneConfig, classes: int) -> Classifier:
     """A frozen backbone by name with a fresh head for ``classes`` labels."""
     check_backbone(config)
     if config.name == "micro_vit":
-        backbone = micro_vit()
-        load_weights(backbone, micro_vit_file(config), config)
+        small = micro_vit()
+        load_weights(small, micro_vit_file(config), config)
         half = torch.full((3,), 0.5)
-        return Classifier(backbone, 32, half, half, classes)
+        return Classifier(small, 32, half, half, classes)
     backbone = timm.create_model(config.name, pretrained=config.pretrained is True, num_classes=0)
     if isinstance(config.pretrained, Path):
         load_weights(backbone, config.pretrained, config)

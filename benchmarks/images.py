@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy
 import torch
@@ -31,16 +33,17 @@ def digits(config: StreamConfig) -> Dataset:
 
 @source("array")
 def array(config: StreamConfig) -> Dataset:
-    """An npz file with ``x_train``, ``y_train``, ``x_test``, ``y_test`` (uint8 [n, h, w, 3] or [n, h, w]) and ``classes``."""
+    """An npz file: ``x_train``, ``y_train``, ``x_test``, ``y_test`` (uint8 [n, h, w(, 3)]), optionally ``classes``."""
     file = array_file(config)
-    with numpy.load(file, allow_pickle=False) as opened:
-        missing = {"x_train", "y_train", "x_test", "y_test"} - set(opened.files)
-        if missing:
-            raise BenchmarkError(f"benchmark.path={file}: the array {min(missing)!r} is missing in it")
-        train = Examples(as_images(opened["x_train"], file), torch.from_numpy(opened["y_train"]).long())
-        test = Examples(as_images(opened["x_test"], file), torch.from_numpy(opened["y_test"]).long())
-        count = int(train.labels.max()) + 1
-        names = [str(c) for c in opened["classes"]] if "classes" in opened.files else [str(c) for c in range(count)]
+    arrays = read_npz(file)
+    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
+    if missing:
+        raise BenchmarkError(f"benchmark.path={file}: the array {min(missing)!r} is missing in it")
+    train, test = (
+        Examples(as_images(arrays, f"x_{split}", file), as_labels(arrays, f"y_{split}", file))
+        for split in ("train", "test")
+    )
+    names = [str(c) for c in arrays.get("classes", range(int(train.labels.max()) + 1))]
     check_labels(train, test, len(names), file)
     return Dataset(train, test, names)
 
@@ -58,13 +61,33 @@ def array_file(config: StreamConfig) -> Path:
     )
 
 
-def as_images(values: numpy.ndarray, file: Path) -> Tensor:
+def read_npz(file: Path) -> dict[str, numpy.ndarray]:
+    """The arrays of an npz file; what would have to be unpickled is refused."""
+    try:
+        with numpy.load(file, allow_pickle=False) as opened:
+            return {name: opened[name] for name in opened.files}
+    except (BadZipFile, EOFError, OSError, TypeError, ValueError, zlib.error) as error:
+        raise BenchmarkError(f"benchmark.path={file}: not an npz file of plain arrays ({error})") from None
+
+
+def as_images(arrays: dict[str, numpy.ndarray], name: str, file: Path) -> Tensor:
     """uint8 [n, h, w(, 3)] to [n, 3, h, w]; grey images get three equal channels."""
-    if values.dtype != numpy.uint8 or values.ndim not in (3, 4):
-        raise BenchmarkError(f"benchmark.path={file}: images are {values.dtype} {values.shape}, not uint8 [n, h, w, 3]")
+    values = arrays[name]
+    if values.dtype != numpy.uint8 or (values.ndim != 3 and values.shape[3:] != (3,)):
+        shape = list(values.shape)
+        raise BenchmarkError(f"benchmark.path={file}: {name} is {values.dtype} {shape}, not uint8 [n, h, w, 3]")
     images = torch.from_numpy(values)
     images = images[..., None].expand(-1, -1, -1, 3) if values.ndim == 3 else images
     return images.permute(0, 3, 1, 2).contiguous()
+
+
+def as_labels(arrays: dict[str, numpy.ndarray], name: str, file: Path) -> Tensor:
+    """Integers [n], at least one."""
+    values = arrays[name]
+    if values.dtype.kind not in "iu" or values.ndim != 1 or len(values) == 0:
+        shape = list(values.shape)
+        raise BenchmarkError(f"benchmark.path={file}: {name} is {values.dtype} {shape}, not integers [n]")
+    return torch.from_numpy(values.astype(numpy.int64))
 
 
 def check_labels(train: Examples, test: Examples, count: int, file: Path) -> None:

@@ -14,22 +14,22 @@ Matrix = Sequence[Sequence[float | None]]
 
 def final_average_accuracy(matrix: Matrix) -> float:
     """FAA, per-task mean: 1/T * sum over j of R[T-1][j]."""
-    return mean(known(matrix[-1]))
+    return seen_mean(matrix, len(matrix) - 1)
 
 
 def final_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
     """FAA over all test examples at once: sum over j of size_j * R[T-1][j], divided by the sum of the sizes."""
-    return pooled(matrix[-1], sizes)
+    return pooled(matrix, len(matrix) - 1, sizes)
 
 
 def average_anytime_accuracy(matrix: Matrix) -> float:
     """AAA, per-task mean: 1/T * sum over i of the mean over j <= i of R[i][j]."""
-    return mean([mean(known(row[: i + 1])) for i, row in enumerate(matrix)])
+    return mean([seen_mean(matrix, row) for row in range(len(matrix))])
 
 
 def average_anytime_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
-    """AAA with each point pooled over the seen test examples (``average accuracy`` of several class-incremental papers)."""
-    return mean([pooled(row[: i + 1], sizes) for i, row in enumerate(matrix)])
+    """AAA with each point pooled over the seen test examples, as several class-incremental papers have it."""
+    return mean([pooled(matrix, row, sizes) for row in range(len(matrix))])
 
 
 def backward_transfer(matrix: Matrix) -> float | None:
@@ -76,14 +76,15 @@ def value(matrix: Matrix, row: int, column: int) -> float:
     return found
 
 
-def known(row: Sequence[float | None]) -> list[float]:
-    return [v for v in row if v is not None]
+def seen_mean(matrix: Matrix, row: int) -> float:
+    return mean([value(matrix, row, j) for j in range(row + 1)])
 
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def pooled(row: Sequence[float | None], sizes: Sequence[int]) -> float:
-    pairs = [(v, n) for v, n in zip(row, sizes, strict=False) if v is not None]
-    return sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
+def pooled(matrix: Matrix, row: int, sizes: Sequence[int]) -> float:
+    """One row's accuracy over the test examples of the tasks seen by then."""
+    right = sum(value(matrix, row, j) * sizes[j] for j in range(row + 1))
+    return right / sum(sizes[: row + 1])

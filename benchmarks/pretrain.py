@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import numpy
 import torch
 import typer
 from rich.progress import Progress
@@ -82,16 +84,12 @@ class Trainer:
         )
         self.mixup = Mixup(0.0, 1.0, prob=0.5, label_smoothing=0.1, num_classes=CLASSES)
 
-    def epoch(self, epoch: int, images: Tensor, labels: Tensor, advance) -> None:  # noqa: ANN001
+    def epoch(self, epoch: int, images: Tensor, labels: Tensor, advance: Callable[[], None]) -> None:
         """One pass; the randomness depends on (seed, epoch) alone, so that a resumed run is the same run."""
-        from numpy import random as numpy_random
-
         torch.manual_seed(self.recipe["seed"] * 1000 + epoch)
-        numpy_random.seed(self.recipe["seed"] * 1000 + epoch)  # timm's Mixup draws from it
+        numpy.random.seed(self.recipe["seed"] * 1000 + epoch)  # timm's Mixup draws from it
         dropping = epoch < FULL_PATCHES_FROM * self.recipe["epochs"]
-        self.model.patch_drop = (
-            PatchDropout(PATCH_DROP, num_prefix_tokens=0) if dropping else nn.Identity()
-        )
+        self.model.patch_drop = PatchDropout(PATCH_DROP if dropping else 0.0, num_prefix_tokens=0)
         self.model.train()
         order = torch.randperm(len(labels))
         for step in range(self.steps):
@@ -177,7 +175,9 @@ def augment(images: Tensor) -> Tensor:
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of ``images`` whose highest logit is the label."""
     model.eval()
-    right = [(model(normalise(x)).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)]
+    right = [
+        (model(normalise(x)).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)
+    ]
     return int(sum(right)) / len(labels)
 
 

@@ -131,10 +131,9 @@ def build_stream(config: StreamConfig, order_seed: int | None) -> TaskStream:
     new_label[order] = torch.arange(count)
     train = renumbered(data.train, new_label)
     test = renumbered(data.test, new_label)
-    bounds = [count * t // config.tasks for t in range(config.tasks + 1)]
     tasks = [
-        make_task(t, range(low, high), names, train, test, config)
-        for t, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False))
+        make_task(t, range(count * t // config.tasks, count * (t + 1) // config.tasks), names, train, test, config)
+        for t in range(config.tasks)
     ]
     return TaskStream(config.name, config.scenario, names, tasks)
 
@@ -156,11 +155,11 @@ def make_task(
     """Cut one task out of both splits; the validation split comes out of train, never out of test."""
     train_rows, validation_rows, test_rows = [], [], []
     for label in classes:
-        rows = rows_of(train, label, names, config.train_per_class, "train")
-        held_out = max(1, round(config.validation_share * len(rows)))
+        rows = rows_of(train, label, names, "train", config)
+        held_out = min(max(1, round(config.validation_share * len(rows))), len(rows) - 1)
         validation_rows.append(rows[:held_out])
         train_rows.append(rows[held_out:])
-        test_rows.append(rows_of(test, label, names, config.test_per_class, "test"))
+        test_rows.append(rows_of(test, label, names, "test", config))
     parts = [
         part.take(torch.cat(rows).sort().values)
         for part, rows in ((train, train_rows), (train, validation_rows), (test, test_rows))
@@ -169,10 +168,13 @@ def make_task(
     return Task(index, name, classes, *parts)
 
 
-def rows_of(examples: Examples, label: int, names: list[str], limit: int | None, split: str) -> Tensor:
-    """Rows of one class in an order fixed by its name's label, at most ``limit`` of them."""
+def rows_of(examples: Examples, label: int, names: list[str], split: str, config: StreamConfig) -> Tensor:
+    """Rows of one class in an order fixed by their number, as many as the settings allow."""
     rows = (examples.labels == label).nonzero().flatten()
     if len(rows) < (2 if split == "train" else 1):
-        raise BenchmarkError(f"class {names[label]!r} has {len(rows)} {split} images: add some or remove the class")
+        place = f"benchmark.path={config.path}" if config.path else f"benchmark={config.name}"
+        raise BenchmarkError(
+            f"{place}: class {names[label]!r} has too few {split} images ({len(rows)}); add some or remove the class"
+        )
     shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))]
-    return shuffled[:limit]
+    return shuffled[: config.train_per_class if split == "train" else config.test_per_class]

@@ -64,7 +64,7 @@ class Method:
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401  each method names its own config class
+    def __init__(self, config: Any) -> None:
         self.config = config
 
     @classmethod

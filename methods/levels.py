@@ -71,9 +71,7 @@ class Levels:
 
     def coordinates(self) -> list[Tensor]:
         """The level coordinate of every local element, int64 [local size]."""
-        return [
-            torch.cat([torch.arange(s.coordinate, s.coordinate + s.size) for s in level]) for level in self.slices
-        ]
+        return [torch.cat([torch.arange(s.coordinate, s.coordinate + s.size) for s in level]) for level in self.slices]
 
     def whole(self, vectors: list[Tensor]) -> list[Tensor]:
         """Local slices to whole levels, on every rank: each element has one owner, the rest add zero."""

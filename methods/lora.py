@@ -5,6 +5,8 @@ The floor that every other method has to beat (Hu et al. 2022 for the adapter).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
 from torch import nn
@@ -17,14 +19,14 @@ class LoRAConfig(MethodConfig):
 
     name: str = "lora"
     rank: int = Field(4, gt=0, description="rank of each adapter")
-    alpha: float = Field(8.0, gt=0, description="the adapter's output is scaled by alpha / rank")
+    alpha: int = Field(8, gt=0, description="the adapter's output is scaled by alpha / rank")
 
 
 @register("lora")
 class LoRA(Method):
     """Sequential LoRA, the floor: no protection against forgetting."""
 
-    Config = LoRAConfig
+    Config: ClassVar[type[MethodConfig]] = LoRAConfig
     config: LoRAConfig
 
     def adapt(self, model: nn.Module, targets: tuple[str, ...]) -> None:

@@ -35,4 +35,5 @@ def threshold_bins(counts: Tensor, sizes: list[int], sparsity: float) -> list[in
     """The highest bin of each level above which (with it) lies at least the share to keep."""
     from_top = counts.flip(1).cumsum(1).flip(1)
     keep = (1 - sparsity) * torch.tensor(sizes, dtype=counts.dtype, device=counts.device)
+    keep = keep.round(decimals=6)  # (1 - 0.7) * 10 is a little more than 3
     return ((from_top >= keep[:, None]).sum(1) - 1).tolist()

@@ -1,1 +1,22 @@
-"""Where and when things run; the only package that imports Ray and MLflow."""
+"""Where and when things run; the only package that imports Ray and MLflow.
+
+Both read the environment while they are imported, so the defaults stand here.
+"""
+
+import os
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing reports home
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own console; ours takes its place
+    "RAY_worker_maximum_startup_concurrency": "8",  # a run starts many actors that need no CPU
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that does not answer is told within seconds
+}
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
+if "RAY_ADDRESS" not in os.environ:
+    # A cluster of this machine alone then binds to 127.0.0.1; Ray names the switch after the systems it was made for.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

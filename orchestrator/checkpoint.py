@@ -50,7 +50,9 @@ def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
         return load_file(folder / TENSORS), json.loads((folder / VALUES).read_text())
     except Exception as error:  # any kind of damage reads the same to a user
-        raise UserError(f"{folder}: damaged checkpoint ({error}); remove this folder to go on from the one before") from None
+        raise UserError(
+            f"{folder}: damaged checkpoint ({error}); remove this folder to go on from the one before"
+        ) from None
 
 
 def numbered(folder: Path) -> list[int]:
@@ -58,7 +60,7 @@ def numbered(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.glob("[0-9]*") if entry.name.isdigit())
 
 
-def write_json(file: Path, values: Any) -> None:  # noqa: ANN401  whatever JSON takes
+def write_json(file: Path, values: Any) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
@@ -66,7 +68,7 @@ def write_json(file: Path, values: Any) -> None:  # noqa: ANN401  whatever JSON 
     os.replace(beside, file)
 
 
-def read_json(file: Path) -> Any | None:  # noqa: ANN401  whatever JSON holds
+def read_json(file: Path) -> Any:
     """The content, or None where there is no such file."""
     try:
         return json.loads(file.read_text())

@@ -61,7 +61,7 @@ def parse(setting: str) -> Override:
     return override
 
 
-def assign(composed: Any, override: Override) -> None:  # noqa: ANN401  OmegaConf's union type
+def assign(composed: Any, override: Override) -> None:
     """Set one value; the space of a sweep is keyed by dotted names."""
     key, value = override.key_or_group, override.value()
     try:
@@ -116,8 +116,10 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     if finding["type"] == "missing":
         return f"{place}: a value is missing"
     reason = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{place}={finding['input']}: should be {reason}" if "Input should" in finding["msg"] else (
-        f"{place}={finding['input']}: {reason}"
+    return (
+        f"{place}={finding['input']}: should be {reason}"
+        if "Input should" in finding["msg"]
+        else (f"{place}={finding['input']}: {reason}")
     )
 
 
@@ -131,7 +133,7 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from field_names(inner, f"{prefix}{name}.")
 
 
-def model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  any annotation
+def model_in(annotation: Any) -> type[BaseModel] | None:
     options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
     found = [a for a in (annotation, *options) if isinstance(a, type) and issubclass(a, BaseModel)]
     return found[0] if found else None
@@ -158,7 +160,10 @@ def option_names(group: str) -> list[str]:
 
 def describe(group: str) -> dict[str, str]:
     """Option -> first comment line of its file."""
-    return {name: (CONFIGS / group / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in option_names(group)}
+    return {
+        name: (CONFIGS / group / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+        for name in option_names(group)
+    }
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -183,11 +188,11 @@ def with_settings(experiment: Experiment, settings: dict[str, Any]) -> Experimen
     """A copy with some settings changed, by dotted name; UserError where a value does not fit."""
     data = experiment.model_dump(mode="json")
     for key, value in settings.items():
-        place = data
+        place: Any = data
         *groups, last = key.split(".")
         for group in groups:
-            place = place.get(group, {})
-        if last not in place:
+            place = place.get(group) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
             raise UserError(f"sweep.space.{key}: no such setting{nearest(key, setting_names())}")
         place[last] = value
     return checked(data)

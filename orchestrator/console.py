@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -24,7 +25,12 @@ messages = Console(stderr=True)
 @contextmanager
 def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: None) -> Iterator[None]:
     """A bar for each run folder that ``find`` gives, fed from the runs' progress files; ``tick`` at every look."""
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
     over = threading.Event()
     with Progress(*columns, console=messages) as progress:
         bars: dict[Path, Any] = {}
@@ -77,7 +83,13 @@ def where_stopped(folder: Path) -> str:
 def run_table(result: dict[str, Any]) -> Table:
     """One run's summary."""
     table = Table(title=f"{result['name']}: {result['method']} on {result['benchmark']}")
-    for heading in ("final average accuracy", "anytime accuracy", "forgetting", "backward transfer", "seconds"):
+    for heading in (
+        "final average accuracy",
+        "anytime accuracy",
+        "forgetting",
+        "backward transfer",
+        "seconds",
+    ):
         table.add_column(heading, justify="right")
     table.add_row(
         percent(result["final_average_accuracy"]),
@@ -91,22 +103,21 @@ def run_table(result: dict[str, Any]) -> Table:
 
 def sweep_table(summary: dict[str, Any]) -> Table:
     """All trials, best first; accuracies are test accuracies, the order comes from validation."""
-    table = Table(title=f"{summary['name']}: trials, ordered by {summary['objective'].replace('_', ' ')}")
+    table = Table(title=f"{summary['name']}: trials, ordered by {summary['objective'].replace('_', ' ')}", box=SIMPLE)
     settings = sorted({key for trial in summary["trials"] for key in trial["settings"]})
-    table.add_column("trial")
-    for heading in (*settings, "validation", "final average accuracy", "forgetting", "seconds"):
+    table.add_column("trial", no_wrap=True)
+    short = [key.split(".")[-1] for key in settings]
+    for heading in (*short, "validation", "final average accuracy", "forgetting", "seconds"):
         table.add_column(heading, justify="right")
-    table.add_column("status")
     for trial in summary["trials"]:
         seconds = trial["seconds"]
         table.add_row(
-            trial["id"],
+            trial["id"].split("_")[-1],
             *(setting_text(trial["settings"].get(key)) for key in settings),
             percent(trial["objective"]),
             percent(trial["final_average_accuracy"]),
             percent(trial["forgetting"]),
-            "–" if seconds is None else f"{seconds:.0f}",
-            trial["status"],
+            trial["status"] if seconds is None else f"{seconds:.0f}",
             style="bold" if trial["id"] == summary["best"] else None,
         )
     return table
@@ -124,7 +135,7 @@ def sweep_summary(experiment: Experiment, summary: dict[str, Any]) -> list[Any]:
     ]
 
 
-def setting_text(value: Any) -> str:  # noqa: ANN401  any setting
+def setting_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

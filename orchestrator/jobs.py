@@ -236,7 +236,7 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     class PatientClient(JobSubmissionClient):
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:  # noqa: ANN401
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             # The first limit also holds for all of an upload, which may well take longer.
             timeout = None if method == "PUT" else (CONNECT_SECONDS, ANSWER_SECONDS)
             return super()._do_request(method, endpoint, timeout=timeout, **options)

@@ -21,7 +21,7 @@ from orchestrator.console import messages, watching, where_stopped
 from orchestrator.errors import UserError
 from orchestrator.records import close_run, close_sweep, open_record
 from orchestrator.session import claim, read_stream
-from orchestrator.sweep import check_space, space_of, sweep
+from orchestrator.sweep import check_space, completed, samples, space_of, sweep
 from orchestrator.tracking import tracking_uri
 from orchestrator.trainer import finished, train
 
@@ -35,9 +35,9 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
         return finished(folder)
     with interruptible(experiment):
         tracker = open_record(experiment)
-        with ray_where_needed(experiment, experiment.scale.workers > 0):
-            with watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None):
-                result = train(experiment)
+        looking = watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None)
+        with ray_where_needed(experiment, experiment.scale.workers > 0), looking:
+            result = train(experiment)
         close_run(folder, tracker)
     return result
 
@@ -45,15 +45,21 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
 def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     """Run a sweep with progress, records and reports; returns sweep.json's content."""
     check(experiment)
-    check_space(experiment, space_of(experiment))
-    if claim(experiment) or (experiment.folder / "sweep.json").exists():
+    space = space_of(experiment)
+    check_space(experiment, space)
+    samples(experiment, space)  # the number of trials has to fit the grid
+    claim(experiment)
+    if summary := completed(experiment):
         messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
-        return sweep(experiment)
+        return summary
     with interruptible(experiment):
         tracker = open_record(experiment)
         with ray_where_needed(experiment, True), watching(lambda: trial_folders(experiment)):
             summary = sweep(experiment)
         close_sweep(experiment.folder, tracker, summary)
+    for trial in summary["trials"]:
+        if trial["status"] == "failed":
+            messages.print(f"trial {trial['id']} failed: {trial['error']}; the same command tries it again")
     return summary
 
 

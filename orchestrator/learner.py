@@ -59,9 +59,7 @@ class Learner:
         """A fresh optimiser for ``task``: without moments, the rows of old classes stay where they are."""
         self.task = task
         head = list(self.model.head.parameters())
-        adapters = [
-            p for n, p in self.model.named_parameters() if p.requires_grad and not n.startswith("head.")
-        ]
+        adapters = [p for n, p in self.model.named_parameters() if p.requires_grad and not n.startswith("head.")]
         rates = self.settings.learning_rate, self.settings.head_learning_rate
         groups = [{"params": adapters, "lr": rates[0]}, {"params": head, "lr": rates[1]}]
         self.optimizer = torch.optim.Adam([g for g in groups if g["params"]])
@@ -83,9 +81,7 @@ class Learner:
             self.wrapped.train()
             loss = self.backward(rows)
         if not torch.isfinite(loss):
-            raise UserError(
-                f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate"
-            )
+            raise UserError(f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate")
         with self.timed("method"):
             self.method.edit_gradients(number, loss)
         with self.timed("train"):
@@ -138,13 +134,10 @@ class Learner:
         """Tensors and plain values that bring another learner to this point; whole on the first worker."""
         tensors = {f"model.{k}": v for k, v in adapters_and_head(self.model).items()}
         tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
-        values: dict[str, Any] = {"seconds": self.seconds, "optimizer": {}}
+        values: dict[str, Any] = {"seconds": self.seconds}
         if self.optimizer is not None:
-            for name, value in optimizer_state(self.model, self.optimizer).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{name}"] = value
-                else:
-                    values["optimizer"][name] = value
+            moments, values["optimizer"] = optimizer_state(self.model, self.optimizer)
+            tensors |= {f"optimizer.{k}": v for k, v in moments.items()}
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -153,7 +146,8 @@ class Learner:
         self.method.load_state_dict(part(tensors, "method."))
         self.seconds = dict(values["seconds"])
         if self.optimizer is not None:
-            load_optimizer_state(self.model, self.optimizer, part(tensors, "optimizer.") | values["optimizer"])
+            moments = part(tensors, "optimizer.")
+            load_optimizer_state(self.model, self.optimizer, moments, values["optimizer"])
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:

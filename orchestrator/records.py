@@ -50,29 +50,37 @@ class TrialRecords(tune.Callback):
         self.tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"experiment": self.experiment, "tracker": None}  # Tune stores its callbacks; a client is no data
+        return {
+            "experiment": self.experiment,
+            "tracker": None,
+        }  # Tune stores its callbacks; a client is no data
 
-    def setup(self, **info: Any) -> None:  # noqa: ANN401  Tune's signature
+    def setup(self, *stop: Any, **info: Any) -> None:
         if self.experiment.tracking.enabled:
             self.tracker = Tracker(self.experiment)
 
     def folder(self, trial: Trial) -> Path:
         return self.experiment.folder / "trials" / f"{self.experiment.name}-{trial.trial_id}"
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.tracker:
             settings = self.experiment.identity() | {"trial": trial.config["settings"]}
             self.tracker.begin(self.folder(trial), trial.trial_id, settings, parent=self.experiment.folder)
 
     def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any  # noqa: ANN401
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
     ) -> None:
         if self.tracker:
             self.tracker.sync(self.folder(trial))
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         close_run(self.folder(trial), self.tracker)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.tracker:
             self.tracker.end(self.folder(trial), "FAILED")

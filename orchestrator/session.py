@@ -104,8 +104,14 @@ class Session:
         self.written = time.monotonic()
         if self.place.rank == 0:
             history = [task_metrics(self.position, task) for task in range(self.position.task)]
-            now = {"task": self.position.task, "tasks": len(self.stream.tasks), "loss": self.position.loss}
-            now |= {"step": self.position.step, "steps": steps, "history": history}
+            now = {
+                "task": self.position.task,
+                "tasks": len(self.stream.tasks),
+                "step": self.position.step,
+                "steps": steps,
+                "loss": self.position.loss,
+                "history": history,
+            }
             write_json(self.experiment.folder / "progress.json", now)
 
     def result(self, details: dict[str, Any] | None) -> dict[str, Any]:
@@ -170,11 +176,11 @@ def claim(experiment: Experiment) -> bool:
 
 
 def refuse_strangers(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(entry.name != "mlflow.json" for entry in folder.iterdir()):
         raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
 
 
-def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:  # noqa: ANN401  JSON
+def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
     """The first setting in which two nested dictionaries differ, with both values."""
     for key in sorted({*left, *right}):
         one, other = left.get(key), right.get(key)

@@ -7,6 +7,7 @@ learner runs whole, replicated or sharded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,11 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.backbones import Classifier, level_of
 from methods.levels import Levels
 
+CPU = torch.device("cpu")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 PARTIAL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
-FLAT = StateDictOptions(
-    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, flatten_optimizer_state_dict=True
-)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Place:
     rank: int = 0
     world: int = 1
     sharding: str = "none"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def spread(self, model: Classifier) -> nn.Module:
         """Wrap or shard ``model`` in place; the result is what training calls."""
@@ -89,7 +88,7 @@ class Place:
             dist.barrier()
 
 
-def adapters_and_head(model: nn.Module) -> dict[str, Tensor]:
+def adapters_and_head(model: nn.Module) -> dict[str, Any]:
     """All trainable tensors, whole, on the first worker; empty on the others."""
     return get_model_state_dict(model, options=WHOLE)
 
@@ -102,13 +101,19 @@ def load_adapters_and_head(model: nn.Module, state: dict[str, Tensor]) -> None:
     set_model_state_dict(model, dict(state), options=PARTIAL)
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor | float]:
-    """The optimiser's state by parameter name, whole, on the first worker."""
-    return get_optimizer_state_dict(model, optimizer, options=FLAT)
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
+    """The optimiser's tensors as ``<parameter>/<quantity>``, whole, on the first worker, and its parameter groups."""
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    tensors = {f"{name}/{key}": value for name, kept in state.get("state", {}).items() for key, value in kept.items()}
+    return tensors, state.get("param_groups", [])
 
 
 def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor | float]
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[Any]
 ) -> None:
     """The inverse, from the whole state on every worker."""
-    set_optimizer_state_dict(model, optimizer, dict(state), options=FLAT)
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, key = name.rsplit("/", 1)
+        state.setdefault(parameter, {})[key] = value
+    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=WHOLE)

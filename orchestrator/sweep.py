@@ -7,6 +7,7 @@ sweep goes on: only resume sweeps that you made.
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -28,25 +29,36 @@ from orchestrator.session import claim, read_stream
 from orchestrator.trainer import finished, train_here, train_on_workers
 
 OBJECTIVE = "validation_accuracy"
-DRIVER = {"memory": 1}  # Tune refuses to run a trial on nothing, and a sliver of CPU would cost a worker its own
+DRIVER: dict[str, float] = {
+    "memory": 1
+}  # Tune refuses to run a trial on nothing, and a sliver of CPU would cost a worker its own
 
 
 def sweep(experiment: Experiment) -> dict[str, Any]:
-    """Run all trials, or go on with a sweep of this name; returns the content of sweep.json."""
+    """Run all trials, or go on with those of this name that are unfinished; returns the content of sweep.json."""
     space = space_of(experiment)
     check_space(experiment, space)
     read_stream(experiment)
-    if not claim(experiment) and not (experiment.folder / "sweep.json").exists():
-        results = tuner(experiment, space).fit()
-        summary = summarise(experiment, results)
-        write_json(experiment.folder / "sweep.json", summary)
-    return read_json(experiment.folder / "sweep.json")
+    claim(experiment)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in one line each, below
+    results = tuner(experiment, space).fit()
+    summary = summarise(experiment, results)
+    write_json(experiment.folder / "sweep.json", summary)
+    return summary
+
+
+def completed(experiment: Experiment) -> dict[str, Any] | None:
+    """The content of sweep.json once no trial is left that could go on."""
+    summary = read_json(experiment.folder / "sweep.json")
+    over = summary and all(trial["status"] != "failed" for trial in summary["trials"])
+    return summary if over else None
 
 
 def tuner(experiment: Experiment, space: dict[str, Any]) -> tune.Tuner:
     """A new Tuner, or the stored one with its unfinished trials."""
     workers = experiment.scale.workers
-    trainable = tune.with_resources(trial, DRIVER if workers else {"CPU": 1})
+    needs = DRIVER if workers else {"CPU": 1.0}
+    trainable = tune.with_resources(trial, needs)
     folder = experiment.folder / "tune"
     if tune.Tuner.can_restore(str(folder)):
         return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
@@ -107,7 +119,7 @@ def check_space(experiment: Experiment, space: dict[str, Any]) -> None:
             with_settings(experiment, {key: corner})
 
 
-def corners(key: str, value: Any) -> list[Any]:  # noqa: ANN401  a list or a range
+def corners(key: str, value: Any) -> list[Any]:
     if isinstance(value, list) and value:
         return value
     if isinstance(value, dict) and len(value) == 1:
@@ -116,15 +128,17 @@ def corners(key: str, value: Any) -> list[Any]:  # noqa: ANN401  a list or a ran
             return bounds
         if kind in ("uniform", "loguniform") and ordered(bounds, positive=kind == "loguniform"):
             return bounds
-    raise UserError(f"sweep.space.{key}={value}: write [a, b], {{choice: [a, b]}}, {{uniform: [low, high]}} or loguniform")
+    raise UserError(
+        f"sweep.space.{key}={value}: write [a, b], {{choice: [a, b]}}, {{uniform: [low, high]}} or loguniform"
+    )
 
 
-def ordered(bounds: Any, positive: bool) -> bool:  # noqa: ANN401  unchecked input
+def ordered(bounds: Any, positive: bool) -> bool:
     numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
     return numbers and bounds[0] < bounds[1] and (bounds[0] > 0 or not positive)
 
 
-def domain(value: Any, searcher: str) -> Any:  # noqa: ANN401  Tune's domains have no common type
+def domain(value: Any, searcher: str) -> Any:
     """Tune's form of one entry; a searcher that learns takes lists as choices, not as a grid."""
     if isinstance(value, list):
         return tune.grid_search(value) if searcher == "random" else tune.choice(value)
@@ -143,7 +157,7 @@ def samples(experiment: Experiment, space: dict[str, Any]) -> int:
     return trials // grid if trials else 1
 
 
-def searcher(experiment: Experiment) -> Any:  # noqa: ANN401  one of Tune's search algorithms
+def searcher(experiment: Experiment) -> Any:
     if experiment.sweep.searcher == "optuna":
         return OptunaSearch(metric=OBJECTIVE, mode="max", seed=experiment.seed)
     return BasicVariantGenerator(random_state=experiment.seed)
@@ -164,7 +178,7 @@ def concurrent(workers: int) -> int:
 
 def summarise(experiment: Experiment, results: tune.ResultGrid) -> dict[str, Any]:
     """The content of sweep.json, trials in order of the objective."""
-    trials = [trial_record(experiment, result) for result in results]
+    trials = [trial_record(experiment, results[index]) for index in range(len(results))]
     trials.sort(key=lambda record: -math.inf if record["objective"] is None else record["objective"], reverse=True)
     finished_trials = [record for record in trials if record["status"] == "finished"]
     return {

@@ -21,7 +21,13 @@ from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 
 ARTIFACTS = ("result.json", "report.html", "experiment.json", "sweep.json")
-SUMMARY = ("final_average_accuracy", "average_anytime_accuracy", "backward_transfer", "forgetting", "forward_transfer")
+SUMMARY = (
+    "final_average_accuracy",
+    "average_anytime_accuracy",
+    "backward_transfer",
+    "forgetting",
+    "forward_transfer",
+)
 
 
 def tracking_uri(experiment: Experiment) -> str:
@@ -98,9 +104,7 @@ class Tracker:
         known = {key: result[key] for key in SUMMARY if result[key] is not None}
         known |= {f"seconds_{kind}": value for kind, value in result["seconds"].items()}
         tags = [RunTag(key, str(result[key])) for key in ("method", "benchmark")]
-        self.client.log_batch(
-            run_id, metrics=[Metric(k, float(v), now, step) for k, v in known.items()], tags=tags
-        )
+        self.client.log_batch(run_id, metrics=[Metric(k, float(v), now, step) for k, v in known.items()], tags=tags)
 
     def log_best(self, folder: Path, best: dict[str, Any]) -> None:
         """The winning trial's settings and objective, on the sweep's own record."""

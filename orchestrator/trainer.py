@@ -33,7 +33,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
     return finished(experiment.folder)
 
 
-def train_here(experiment: Experiment, report: Any = lambda metrics: None) -> None:  # noqa: ANN401  a callable
+def train_here(experiment: Experiment, report: Any = lambda metrics: None) -> None:
     """The whole run in this process."""
     search: Service | None = make_service(experiment)
     Session(experiment, Place(), search, report).run()
@@ -85,9 +85,7 @@ def scaling(experiment: Experiment) -> ScalingConfig:
     resources: dict[str, float] = {"CPU": 1}
     if scale.gpus_per_worker:
         resources["GPU"] = scale.gpus_per_worker
-    return ScalingConfig(
-        num_workers=scale.workers, use_gpu=bool(scale.gpus_per_worker), resources_per_worker=resources
-    )
+    return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.gpus_per_worker), resources_per_worker=resources)
 
 
 def error_file(experiment: Experiment) -> Path:

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from torch import Tensor
 
 from methods.base import Service
@@ -23,7 +22,6 @@ from orchestrator.sharding import Place
 NAMESPACE = "evergreen"
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class TreeActor:
     """A method's service behind async calls; each may be repeated."""
 
@@ -75,7 +73,7 @@ class RemoteSearch:
     ``expect``, ``state_dict``, ``load_state_dict``, ``choose`` and ``report`` are called by all workers together.
     """
 
-    def __init__(self, actor: ActorHandle, place: Place) -> None:
+    def __init__(self, actor: Any, place: Place) -> None:
         self.actor, self.place, self.parts = actor, place, 1
         self.sent: list[ray.ObjectRef] = []
 
@@ -84,7 +82,7 @@ class RemoteSearch:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.place.rank == 0:
-            ray.get(self.actor.load.remote(state, self.parts))
+            self.ask("load", state, self.parts)
         self.place.barrier()
 
     def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
@@ -96,19 +94,23 @@ class RemoteSearch:
         self.sent.append(self.actor.close_task.remote(task, part, sketch))
 
     def choose(self, task: int, step: int) -> int:
-        leaf = ray.get(self.actor.choose.remote(task, step)) if self.place.rank == 0 else 0
+        leaf = int(self.ask("choose", task, step)) if self.place.rank == 0 else 0
         return self.place.from_first(leaf)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state after everything that any worker has sent; on the first worker only."""
         self.settle()
         self.place.barrier()
-        return ray.get(self.actor.state_dict.remote()) if self.place.rank == 0 else {}
+        return self.ask("state_dict") if self.place.rank == 0 else {}
 
     def report(self) -> dict[str, Any]:
         self.settle()
         self.place.barrier()
-        return ray.get(self.actor.report.remote()) if self.place.rank == 0 else {}
+        return self.ask("report") if self.place.rank == 0 else {}
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        """One call to the actor, waited for."""
+        return ray.get(getattr(self.actor, call).remote(*arguments))
 
     def settle(self) -> None:
         """Earlier messages have arrived by now; this is where an error in one of them comes to light."""
@@ -116,15 +118,16 @@ class RemoteSearch:
         self.sent.clear()
 
 
-def start_actor(experiment: Experiment) -> ActorHandle | None:
+def start_actor(experiment: Experiment) -> Any:
     """The run's actor, if its method has a central search; it ends with the process that holds the handle."""
     if not has_service(experiment):
         return None
-    options = TreeActor.options(name=actor_name(experiment), namespace=NAMESPACE, get_if_exists=True)
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TreeActor)
+    options = remote.options(name=actor_name(experiment), namespace=NAMESPACE, get_if_exists=True)
     return options.remote(experiment.model_dump(mode="json"))
 
 
-def find_actor(experiment: Experiment) -> ActorHandle | None:
+def find_actor(experiment: Experiment) -> Any:
     return ray.get_actor(actor_name(experiment), NAMESPACE) if has_service(experiment) else None
 
 

@@ -6,4 +6,12 @@ from methods.treelora.service import TreeService
 from methods.treelora.sketch import CountSketch
 from methods.treelora.tree import TaskTree
 
-__all__ = ["CountSketch", "SearchConfig", "TaskTree", "TreeLoRA", "TreeLoRAConfig", "TreeSearch", "TreeService"]
+__all__ = [
+    "CountSketch",
+    "SearchConfig",
+    "TaskTree",
+    "TreeLoRA",
+    "TreeLoRAConfig",
+    "TreeSearch",
+    "TreeService",
+]

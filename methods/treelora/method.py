@@ -14,13 +14,13 @@ Deviations from the paper, all of them in the variant ``default``:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from methods.base import Chooser, register
+from methods.base import Chooser, MethodConfig, register
 from methods.levels import Levels
 from methods.lora import LoRA, LoRAConfig
 from methods.sparsity import sparsify
@@ -55,7 +55,7 @@ class TreeLoRAConfig(LoRAConfig):
 class TreeLoRA(LoRA):
     """LoRA drawn towards the most similar earlier task, found by bandit search over a task tree."""
 
-    Config = TreeLoRAConfig
+    Config: ClassVar[type[MethodConfig]] = TreeLoRAConfig
     config: TreeLoRAConfig
 
     @classmethod

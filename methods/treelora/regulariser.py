@@ -14,6 +14,8 @@ from torch import Tensor
 
 from methods.levels import Levels
 
+SHORTEST = 1e-30  # squared lengths below count as zero: the gradient would leave the range of float32
+
 
 class RegulariserConfig(BaseModel):
     """Settings ``method.regulariser.<field>``."""
@@ -36,7 +38,7 @@ def regulariser(kind: str, levels: Levels, current: list[Tensor], stored: list[T
     products = [torch.stack([x @ g, x @ x, g @ g]) for x, g in zip(current, stored, strict=True)]
     inner, own, other = levels.total(torch.stack(products)).unbind(1)
     scale = (own * other).sqrt()
-    usable = scale > 0
+    usable = (own > SHORTEST) & (scale > 0)
     inverse = torch.where(usable, 1 / scale.where(usable, torch.ones_like(scale)), torch.zeros_like(scale))
     cosine = inner * inverse
     shrink = torch.where(usable, cosine / own.where(usable, torch.ones_like(own)), torch.zeros_like(own))

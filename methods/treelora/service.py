@@ -15,6 +15,7 @@ from torch import Tensor
 from methods.treelora.search import SearchConfig, TreeSearch
 from methods.treelora.tree import TaskTree, directions
 
+
 class TreeService:
     """Adds the partial sketches of the shards in rank order, searches, and grows the tree.
 
@@ -118,7 +119,8 @@ class TreeService:
         """The tree, pulls [task learned][leaf] and the leaves chosen while each task was learned."""
         tasks = len(self.sketches)
         pulls = [[0] * tasks for _ in range(tasks)]
-        for task, row in self.history.items():
+        for task in range(tasks):
+            row = self.history.get(task, [])
             pulls[task][: len(row)] = row
         chosen = [[leaf for (t, _), leaf in sorted(self.answers.items()) if t == task] for task in range(tasks)]
         return {"tree": {"nodes": self.tree.nodes()}, "pulls": pulls, "chosen": chosen}

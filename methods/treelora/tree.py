@@ -58,8 +58,8 @@ class TaskTree:
             raise ValueError(f"the sketch of task {task} is not finite at level {level}")
         count = len(sketches)
         nodes = max(2 * count - 1, 0)
-        empty = [numpy.full(nodes, -1) for _ in range(4)]
-        tree = cls(directions(sketches), *empty, diameter=numpy.zeros(nodes))
+        parent, left, right, leaf = (numpy.full(nodes, -1) for _ in range(4))
+        tree = cls(directions(sketches), parent, left, right, leaf, numpy.zeros(nodes))
         tree._grow()
         return tree
 

@@ -1,0 +1,234 @@
+"""The figures of a report as inline SVG that takes font and ink from the page; equal input gives equal bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib import colors, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+INK = "#010203"  # stands for the page's text colour, which only the browser knows (light or dark)
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+GREY = "#8a939c"
+PALETTE = ("#3b82c4", "#d9822b", "#3f9e5a", "#c94f6d", "#8b6fc9", "#9a7b4f", "#2ba3a8", "#b39a2e", "#d46fb3", "#7a8490")
+DASHES = ("-", "--", ":", "-.")
+HEAT = colors.LinearSegmentedColormap.from_list("heat", ["#edf3f7", "#7fb0cf", "#1d4e7a"])
+MARKERS: dict[str, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": PALETTE[0]},
+    "stopped": {"marker": "o", "color": PALETTE[0], "markerfacecolor": "none"},
+    "failed": {"marker": "x", "color": GREY},
+    "best": {"marker": "o", "color": PALETTE[1], "markerfacecolor": "none", "markersize": 11},
+}
+STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evergreen",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+}
+
+Matrix = NDArray[np.float64]
+Record = Mapping[str, Any]
+
+
+def accuracy_picture(names: Sequence[str], accuracy: Matrix) -> Markup:
+    """Heat map of R[i][j] in per cent, tasks that lie ahead in grey."""
+    label = f"Heat map: test accuracy on each of {len(names)} tasks after learning each task"
+    future = np.triu(np.ones_like(accuracy, dtype=bool), k=1)
+    return heat_map("accuracy", label, names, 100 * accuracy, future, "{:.1f}", 100, "task", "after learning")
+
+
+def pulls_picture(names: Sequence[str], pulls: Matrix) -> Markup:
+    """Heat map of how often each earlier task was pulled."""
+    label = "Heat map: how often the search pulled each earlier task while learning each task"
+    future = np.triu(np.ones_like(pulls, dtype=bool))
+    values = np.where(future, np.nan, pulls)
+    return heat_map("pulls", label, names, values, future, "{:,.0f}", pulls.max(), "leaf", "while learning")
+
+
+def progress_picture(names: Sequence[str], accuracy: Matrix) -> Markup:
+    """One line for each task, from where it was learned."""
+    count = len(names)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for task, name in enumerate(names):
+            dashes = DASHES[task // len(PALETTE) % len(DASHES)]
+            looks: dict[str, Any] = {"color": PALETTE[task % len(PALETTE)], "marker": "o", "markersize": 3.5}
+            learned = np.arange(task + 1, count + 1)
+            axes.plot(learned, 100 * accuracy[task:, task], dashes, label=short(name), **looks)
+        axes.set(xlabel="tasks learned", ylabel="test accuracy, %", xlim=(0.5, count + 0.5), ylim=(-3, 103))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(axis="y")
+        figure.legend(loc="outside right upper", ncols=math.ceil(count / 24))
+
+    size = 8 + 1.6 * (count // 24), max(3.2, 0.6 + 0.19 * min(count, 24))
+    return svg("progress", "Lines: test accuracy of each task over the stream", size, draw)
+
+
+def tree_picture(
+    nodes: Sequence[Record], leaves: dict[int, str], down: dict[int, float], across: dict[int, float], by: str
+) -> Markup:
+    """Root at the left and the named ``leaves`` at the right; ``by`` says what ``across`` measures."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for node in nodes:
+            x, y, parent = across[node["id"]], down[node["id"]], node["parent"]
+            if parent is not None:
+                elbow = [across[parent], across[parent], x], [down[parent], y, y]
+                axes.plot(*elbow, color=GREY, linewidth=1.4, zorder=1)
+            axes.plot(x, y, "o", color=PALETTE[0] if node["id"] in leaves else GREY, markersize=5)
+        axes.yaxis.tick_right()
+        axes.set_yticks([down[leaf] for leaf in leaves], [short(name, 40) for name in leaves.values()])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set(xlabel=by, ylim=(len(leaves) - 0.4, -0.6))
+        if by == "diameter":
+            axes.invert_xaxis()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+    return svg("tree", f"Tree of {len(leaves)} tasks", (7.6, 0.9 + 0.3 * len(leaves)), draw)
+
+
+def objective_picture(sweep: Record, trials: Sequence[Record], swept: Sequence[str]) -> Markup:
+    """The objective against each ``swept`` setting, in rows of three."""
+    columns = min(3, len(swept))
+    rows = math.ceil(len(swept) / columns)
+
+    def draw(figure: Figure) -> None:
+        for place, key in enumerate(swept):
+            share = figure.axes[0] if place else None
+            axes = figure.add_subplot(rows, columns, place + 1, sharey=share)
+            scatter(axes, key, [t for t in trials if key in t["settings"]], sweep["best"])
+            axes.set_ylabel("" if place % columns else sweep["objective"])
+            axes.tick_params(labelleft=place % columns == 0)
+        handles = {h.get_label(): h for axes in figure.axes for h in axes.get_lines()}
+        figure.legend(handles=list(handles.values()), loc="outside upper left", ncols=4)
+
+    size = max(4.2, 2.9 * columns), 0.5 + 2.3 * rows
+    label = f"Scatter plots: {sweep['objective']} against {', '.join(swept)}"
+    return svg("objective", label, size, draw)
+
+
+def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    """Draw one picture; its ids begin with ``name`` to be unique within the page, its ink is the page's."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        # The browser sets the text, so glyphs that matplotlib's own font lacks are no loss.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+
+    def adapt(tag: re.Match[str]) -> str:
+        return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag.group()).replace(INK, "currentColor")
+
+    text = buffer.getvalue()
+    text = re.sub("<[^>]+>", adapt, text[text.index("<svg") :])
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+
+
+def heat_map(
+    name: str,
+    label: str,
+    names: Sequence[str],
+    values: Matrix,
+    future: NDArray[np.bool_],
+    form: str,
+    top: float,
+    across: str,
+    down: str,
+) -> Markup:
+    """Cells with their numbers, shaded from zero to ``top``; those of the future are greyed."""
+    labels = [short(name) for name in names]
+    widest = max(map(len, labels))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        shades = HEAT.with_extremes(bad=(*colors.to_rgb(GREY), 0.15))
+        axes.pcolormesh(np.where(future, np.nan, values), cmap=shades, vmin=0, vmax=top)
+        for (row, column), value in np.ndenumerate(values):
+            missing = np.isnan(value)
+            if missing and future[row, column]:
+                continue
+            pale = missing or future[row, column]
+            color = INK if pale else "#ffffff" if value > 0.72 * top else "#1f2429"
+            shown = "–" if missing else form.format(value)
+            text = axes.text(column + 0.5, row + 0.5, shown, color=color, fontsize=8)
+            text.set(ha="center", va="center", in_layout=False, alpha=0.6 if pale else 1)
+        axes.set_yticks(np.arange(len(labels)) + 0.5, labels)
+        axes.set_xticks(np.arange(len(labels)) + 0.5, labels)
+        if widest > 6:
+            axes.tick_params(axis="x", labelrotation=40)
+            for tick in axes.get_xticklabels():
+                tick.set(horizontalalignment="right", rotation_mode="anchor")
+        axes.set(xlabel=across, ylabel=down)
+        axes.invert_yaxis()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+    margin = 0.8 + 0.08 * widest
+    size = max(3.6, margin + 0.54 * len(names)), max(1.8, margin + 0.36 * len(names))
+    return svg(name, label, size, draw)
+
+
+def scatter(axes: Axes, key: str, trials: Sequence[Record], best: str | None) -> None:
+    places = scale(axes, [trial["settings"][key] for trial in trials])
+    points = list(zip(trials, places, strict=True))
+    groups = {status: [p for p in points if p[0]["status"] == status] for status in MARKERS}
+    groups["best"] = [point for point in points if point[0]["id"] == best]
+    for status, members in groups.items():
+        if members:
+            heights = [trial["objective"] for trial, _ in members]
+            looks: dict[str, Any] = {"linestyle": "none", "markersize": 5, "label": status} | MARKERS[status]
+            axes.plot([place for _, place in members], heights, **looks)
+    axes.set_xlabel(short(key, 34))
+    axes.grid(alpha=0.12)
+
+
+def scale(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Set the axis up for one setting and return where each of its values lies."""
+    numeric = all(isinstance(value, int | float) and type(value) is not bool for value in values)
+    if numeric and (len(set(values)) > 6 or any(isinstance(value, float) for value in values)):
+        if min(values) > 0 and max(values) / min(values) >= 30:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        return list(values)
+    ordered = sorted(values) if numeric else sorted(values, key=setting_text)
+    labels = list(dict.fromkeys(setting_text(value) for value in ordered))
+    axes.set_xticks(range(len(labels)), [short(label, 12) for label in labels])
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    return [labels.index(setting_text(value)) for value in values]
+
+
+def short(text: str, length: int = 18) -> str:
+    """At most ``length`` characters: the start and the end, for names often differ in the end."""
+    line, half = " ".join(text.split()), length // 2
+    return line if len(line) <= length else f"{line[: length - half - 1]}…{line[-half:]}"
+
+
+def setting_text(value: Any, form: str = "{!r}") -> str:
+    if isinstance(value, float):
+        return form.format(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

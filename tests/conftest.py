@@ -1,0 +1,36 @@
+"""Settings of all tests: nothing is downloaded, and torch forms its sums in one order."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from orchestrator.compose import load_experiment
+from orchestrator.config import Experiment
+
+SMALL = ["benchmark.tasks=3", "benchmark.train_per_class=24", "benchmark.test_per_class=10", "train.epochs=2"]
+SMALL += ["train.batch_size=12", "method.search.every=2", "tracking.enabled=false"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small_experiment(folder: Path, *settings: str) -> Experiment:
+    """An experiment on a part of Split Digits, stored below ``folder``."""
+    chosen = [s for s in SMALL if "method=lora" not in settings or not s.startswith("method.search")]
+    return load_experiment([*chosen, f"storage={folder / 'runs'}", *settings])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Experiment]:
+    """Small experiments in this test's folder: ``small("name=a", "seed=1")``."""
+    return functools.partial(small_experiment, tmp_path)
