@@ -54,7 +54,7 @@ def sweep(
     from orchestrator.console import output, sweep_summary
     from orchestrator.launch import launch_sweep
 
-    experiment = load_experiment(settings or [])
+    experiment = load_experiment(settings or [], "sweep")
     summary = launch_sweep(experiment)
     if as_json:
         print(json.dumps(summary))
@@ -91,11 +91,15 @@ def submit(
 ) -> None:
     """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
     from orchestrator import jobs
+    from orchestrator.compose import load_experiment
 
+    jobs.job_command(command)
+    load_experiment([word for word in command[1:] if not word.startswith("--")])  # a slip is told before an upload
     job = jobs.submit(address, command, project=PROJECT)
     print(job)
     if wait:
         logs(job, address, follow=True)
+        jobs.wait(address, job)
 
 
 @app.command(name="jobs")

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.stream import BenchmarkError
+from benchmarks.dataset import BenchmarkError
 
 MICRO_VIT_WEIGHTS = Path(__file__).parent / "weights" / "micro_vit.safetensors"
 

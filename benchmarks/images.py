@@ -13,8 +13,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.dataset import BenchmarkError, Dataset, Examples, StreamConfig, source
 from benchmarks.sources import data_root
-from benchmarks.stream import BenchmarkError, Dataset, Examples, StreamConfig, source
 
 DIGITS_PIXELS = 32
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from benchmarks.stream import BenchmarkError
+from benchmarks.dataset import BenchmarkError
 from methods import method_class, method_names
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
@@ -27,8 +27,11 @@ Model = TypeVar("Model", bound=BaseModel)
 GROUPS = ("method", "benchmark", "backbone", "scale", "sweep")
 
 
-def load_experiment(settings: list[str]) -> Experiment:
-    """Compose and check an experiment; UserError for anything that is not right."""
+def load_experiment(settings: list[str], kind: str = "run") -> Experiment:
+    """Compose and check an experiment; UserError for anything that is not right.
+
+    ``kind`` (run or sweep) keeps the default names of a sweep and of a run with the same settings apart.
+    """
     overrides = [parse(setting) for setting in settings]
     chosen = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in GROUPS}
     for group, option in chosen.items():
@@ -44,7 +47,7 @@ def load_experiment(settings: list[str]) -> Experiment:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(data, dict)
-    return checked({str(key): value for key, value in data.items()})
+    return checked({str(key): value for key, value in data.items()}, kind)
 
 
 def parse(setting: str) -> Override:
@@ -75,7 +78,7 @@ def assign(composed: Any, override: Override) -> None:
         raise UserError(f"{key}: no such setting ({first_line(error)}){nearest(key, setting_names())}") from None
 
 
-def checked(data: dict[str, Any]) -> Experiment:
+def checked(data: dict[str, Any], kind: str = "run") -> Experiment:
     """Validate plain data as an Experiment; a name is made up where none is given."""
     method = data.get("method")
     if not isinstance(method, dict):
@@ -84,7 +87,7 @@ def checked(data: dict[str, Any]) -> Experiment:
         raise UserError(f"method={method.get('name')}: choose one of {', '.join(method_names())}")
     config = method_class(method["name"]).Config
     data["method"] = validated(config, method, "method.")
-    data["name"] = data.get("name") or default_name(data)
+    data["name"] = data.get("name") or default_name(data) + ("-sweep" if kind == "sweep" else "")
     return validated(Experiment, data, "")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from benchmarks.backbones import BackboneConfig
-from benchmarks.stream import StreamConfig
+from benchmarks.dataset import StreamConfig
 from methods import MethodConfig
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -104,5 +104,5 @@ class Experiment(Settings):
         return self.storage / self.name
 
     def identity(self) -> dict[str, Any]:
-        """The settings that make two runs the same run; where records go and how often is not among them."""
-        return self.model_dump(mode="json", exclude={"storage", "checkpoint", "tracking", "name"})
+        """The settings that make two runs the same run; where records go, and how often, is not among them."""
+        return self.model_dump(mode="json", exclude={"name", "storage", "checkpoint", "tracking", "sweep"})

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -36,7 +37,7 @@ def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: 
         bars: dict[Path, Any] = {}
 
         def look() -> None:
-            tick()
+            record(tick)
             for folder in find():
                 show(progress, bars, folder)
 
@@ -52,6 +53,14 @@ def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: 
             over.set()
             thread.join()
             look()
+
+
+def record(tick: Callable[[], None]) -> None:
+    """A record that cannot be written for a while must not end the run; it catches up at the next look."""
+    try:
+        tick()
+    except MlflowException as error:
+        messages.print(f"record: {str(error).splitlines()[0]}")
 
 
 def show(progress: Progress, bars: dict[Path, Any], folder: Path) -> None:

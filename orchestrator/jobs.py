@@ -54,12 +54,11 @@ class Job:
     message: str
 
 
-def submit(address: str, command: list[str], *, project: Path, wait: bool = False) -> str:
+def submit(address: str, command: list[str], *, project: Path) -> str:
     """Start ``python run.py <command>`` on the cluster and return the submission id.
 
     A job runs once; the cluster never repeats it. Submitting the same command again starts a new
     job that resumes the run where it stood, because the run's name is the same.
-    With ``wait`` this returns when the job has succeeded, and raises if it ends in another way.
     """
     settings = job_command(command)
     environment = job_environment()
@@ -69,12 +68,15 @@ def submit(address: str, command: list[str], *, project: Path, wait: bool = Fals
             submission_id=submission_id(settings),
             runtime_env={"working_dir": str(folder), "env_vars": environment},
         )
-    if wait:
-        with cluster(address, job) as client:
-            status = ended(client, job)
-        if status != "SUCCEEDED":
-            raise UserError(f"job {job}: {status}; read its log, then submit again to resume")
     return job
+
+
+def wait(address: str, job: str) -> None:
+    """Return when the job has succeeded; UserError if it ends in another way."""
+    with cluster(address, job) as client:
+        status = ended(client, job)
+    if status != "SUCCEEDED":
+        raise UserError(f"job {job}: {status}; read its log, then submit again to resume")
 
 
 def listing(address: str) -> list[Job]:

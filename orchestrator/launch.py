@@ -8,19 +8,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.backbones import check_backbone
-from benchmarks.stream import BenchmarkError
+from benchmarks.dataset import BenchmarkError
 from orchestrator.cluster import check_workers_here, connected
 from orchestrator.config import Experiment
 from orchestrator.console import messages, watching, where_stopped
 from orchestrator.errors import UserError
 from orchestrator.records import close_run, close_sweep, open_record
-from orchestrator.session import claim, read_stream
+from orchestrator.session import claim, claim_sweep, read_stream
 from orchestrator.sweep import check_space, completed, samples, space_of, sweep
 from orchestrator.tracking import tracking_uri
 from orchestrator.trainer import finished, train
@@ -37,7 +39,7 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
         tracker = open_record(experiment)
         looking = watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None)
         with ray_where_needed(experiment, experiment.scale.workers > 0), looking:
-            result = train(experiment)
+            result = in_background(lambda: train(experiment))
         close_run(folder, tracker)
     return result
 
@@ -48,14 +50,14 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     space = space_of(experiment)
     check_space(experiment, space)
     samples(experiment, space)  # the number of trials has to fit the grid
-    claim(experiment)
+    claim_sweep(experiment)
     if summary := completed(experiment):
         messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
         return summary
     with interruptible(experiment):
         tracker = open_record(experiment)
         with ray_where_needed(experiment, True), watching(lambda: trial_folders(experiment)):
-            summary = sweep(experiment)
+            summary = in_background(lambda: sweep(experiment))
         close_sweep(experiment.folder, tracker, summary)
     for trial in summary["trials"]:
         if trial["status"] == "failed":
@@ -85,6 +87,20 @@ def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
     with connected(experiment) as dashboard:
         messages.print(f"Ray dashboard: {dashboard}")
         yield
+
+
+def in_background(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do ``work`` in a thread: in the main one, Ray's own handlers of Ctrl-C would end the process without a word."""
+    future: Future[dict[str, Any]] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future.result()
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.backbones import build_classifier
-from benchmarks.stream import Examples, Task, TaskStream
+from benchmarks.dataset import Examples
+from benchmarks.stream import Task, TaskStream
 from methods import method_class
 from methods.base import Chooser
 from orchestrator.config import Experiment

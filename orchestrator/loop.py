@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.stream import Examples, Task, TaskStream
+from benchmarks.dataset import Examples
+from benchmarks.stream import Task, TaskStream
 from orchestrator.learner import Learner
 
 

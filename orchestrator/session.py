@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from benchmarks import metrics
-from benchmarks.stream import BenchmarkError, TaskStream, build_stream
+from benchmarks.dataset import BenchmarkError
+from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
 from orchestrator import checkpoint
 from orchestrator.checkpoint import read_json, write_json
@@ -161,8 +162,18 @@ def claim(experiment: Experiment) -> bool:
 
     UserError if the name belongs to a run with other settings: nothing is overwritten.
     """
+    take_folder(experiment, experiment.identity())
+    return (experiment.folder / "result.json").exists()
+
+
+def claim_sweep(experiment: Experiment) -> None:
+    """The same for a sweep: its search settings belong to what it is."""
+    take_folder(experiment, experiment.identity() | {"sweep": experiment.sweep.model_dump(mode="json")})
+
+
+def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
     file = experiment.folder / "experiment.json"
-    wanted, found = experiment.identity(), read_json(file)
+    found = read_json(file)
     if found is None:
         refuse_strangers(experiment.folder)
         write_json(file, wanted)
@@ -172,7 +183,6 @@ def claim(experiment: Experiment) -> bool:
             f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
             "choose another name=… or remove that folder"
         )
-    return (experiment.folder / "result.json").exists()
 
 
 def refuse_strangers(folder: Path) -> None:

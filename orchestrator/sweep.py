@@ -25,7 +25,7 @@ from orchestrator.compose import checked, with_settings
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 from orchestrator.records import TrialRecords
-from orchestrator.session import claim, read_stream
+from orchestrator.session import claim, claim_sweep, read_stream
 from orchestrator.trainer import finished, train_here, train_on_workers
 
 OBJECTIVE = "validation_accuracy"
@@ -39,7 +39,7 @@ def sweep(experiment: Experiment) -> dict[str, Any]:
     space = space_of(experiment)
     check_space(experiment, space)
     read_stream(experiment)
-    claim(experiment)
+    claim_sweep(experiment)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in one line each, below
     results = tuner(experiment, space).fit()
     summary = summarise(experiment, results)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
 from methods.base import Service
@@ -56,7 +56,13 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
         ),
     )
     error_file(experiment).unlink(missing_ok=True)
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        log = experiment.folder / "error.log"
+        log.write_text(str(error))
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"{experiment.name}: the workers failed ({last}); all of it is in {log}") from None
     del actor
 
 

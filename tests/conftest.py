@@ -26,7 +26,8 @@ def _one_thread() -> None:
 
 def small_experiment(folder: Path, *settings: str) -> Experiment:
     """An experiment on a part of Split Digits, stored below ``folder``."""
-    chosen = [s for s in SMALL if "method=lora" not in settings or not s.startswith("method.search")]
+    other = any(s.startswith("method=") and s != "method=treelora" for s in settings)
+    chosen = [s for s in SMALL if not (other and s.startswith("method.search"))]
     return load_experiment([*chosen, f"storage={folder / 'runs'}", *settings])
 
 

@@ -229,9 +229,7 @@ def test_jobs_on_two_nodes(cluster: tuple[str, dict[str, str]], project: Path) -
         ({"RAY_AUTH_MODE": "disabled"}, "no valid token"),
     ],
 )
-def test_a_bad_token_is_refused(
-    cluster: tuple[str, dict[str, str]], given: dict[str, str], reason: str
-) -> None:
+def test_a_bad_token_is_refused(cluster: tuple[str, dict[str, str]], given: dict[str, str], reason: str) -> None:
     with as_user(given) as user:
         refusal = user.submit(jobs.listing, cluster[0]).exception()
     assert isinstance(refusal, UserError)
@@ -243,7 +241,8 @@ def test_a_bad_token_is_refused(
 
 def check_success(user: ProcessPoolExecutor, address: str, project: Path) -> None:
     command = ["train", "name=good", "method=treelora"]
-    job = user.submit(jobs.submit, address, command, project=project, wait=True).result()
+    job = user.submit(jobs.submit, address, command, project=project).result()
+    user.submit(jobs.wait, address, job).result()
     expected = str([*command, jobs.DEFAULT_STORAGE])
     for tail in (False, True):
         assert f"arguments {expected}" in user.submit(whole_log, address, job, tail).result()
@@ -252,7 +251,8 @@ def check_success(user: ProcessPoolExecutor, address: str, project: Path) -> Non
 
 def check_failure(user: ProcessPoolExecutor, address: str, project: Path) -> None:
     command = ["train", "seed=3"]
-    failed = user.submit(jobs.submit, address, command, project=project, wait=True).exception()
+    broken = user.submit(jobs.submit, address, command, project=project).result()
+    failed = user.submit(jobs.wait, address, broken).exception()
     assert isinstance(failed, UserError)
     assert "FAILED" in str(failed)
 

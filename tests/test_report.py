@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from orchestrator import report
+from orchestrator import pictures, report
 
 ATTACK = "<script>x()</script>"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -104,9 +104,7 @@ def figures(html: str) -> dict[str, ElementTree.Element]:
     """The page's pictures by the first words of their labels; parsing fails if one is not XML."""
     parsed = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
     assert all(svg.get("role") == "img" for svg in parsed)
-    return {
-        str(svg.get("aria-label")).split(" of ")[0].split(" against ")[0]: svg for svg in parsed
-    }
+    return {str(svg.get("aria-label")).split(" of ")[0].split(" against ")[0]: svg for svg in parsed}
 
 
 def figure_texts(html: str, label: str) -> list[str]:
@@ -187,13 +185,11 @@ def test_tree_falls_back_to_depth(diameter: float | None) -> None:
 
 
 def test_tree_rows_keep_siblings_together() -> None:
-    rows = report._node_rows(make_result()["method_report"]["tree"]["nodes"])
+    rows = report.node_rows(make_result()["method_report"]["tree"]["nodes"])
     assert rows == {1: 0, 3: 1, 4: 2, 2: 1.5, 0: 0.75}
 
 
-@pytest.mark.parametrize(
-    "method_report", [None, {"tree": {"nodes": []}, "pulls": [], "chosen": []}]
-)
+@pytest.mark.parametrize("method_report", [None, {"tree": {"nodes": []}, "pulls": [], "chosen": []}])
 def test_run_without_a_tree_has_no_tree_sections(method_report: dict[str, Any] | None) -> None:
     html = report.run_report(make_result(method_report=method_report))
     assert "Task tree" not in html and "Search in the tree" not in html
@@ -271,7 +267,7 @@ def test_ids_are_unique_and_references_resolve(sweep_page: str) -> None:
 
 
 def test_pictures_take_their_ink_from_the_page(page: str) -> None:
-    assert report.INK not in page and "fill: currentColor" in page
+    assert pictures.INK not in page and "fill: currentColor" in page
 
 
 def test_trials_are_ranked_and_the_best_is_marked(sweep_page: str) -> None:

@@ -1,0 +1,179 @@
+"""Checkpoints and JSON files: nothing is lost, nothing is read half, nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import checkpoint
+from orchestrator.checkpoint import numbered, read_json, write_json
+from orchestrator.errors import UserError
+
+TENSORS = {
+    "half": torch.tensor([1 / 3, -0.0, float("inf"), float("nan")], dtype=torch.bfloat16),
+    "single": torch.tensor([[1 / 3, 1e-45], [-2.5, float("nan")]]),
+    "double": torch.linspace(0, 1, 7, dtype=torch.float64),
+    "whole": torch.tensor([2**62 + 1, -3]),
+    "small": torch.arange(-3, 3, dtype=torch.int8).view(2, 3),
+    "flags": torch.tensor([True, False]),
+    "number": torch.tensor(0.1),
+    "count": torch.tensor(7),
+    "nothing": torch.zeros(0, 4),
+    "turned": torch.arange(6.0).view(2, 3).T,
+    "learned": torch.nn.Parameter(torch.tensor([1 / 7])),
+}
+VALUES: dict[str, Any] = {"position": {"task": 1, "loss": None, "test": [[0.1 + 0.2]]}, "note": "ü", "seconds": 1e-17}
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    one, other = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
+    return torch.equal(one, other)
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / f"{numbered(run / 'checkpoints')[-1]:06d}"
+
+
+def test_what_is_loaded_is_what_was_saved_bit_by_bit(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, TENSORS, VALUES)
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    tensors, values = found
+    assert values == VALUES
+    assert tensors.keys() == TENSORS.keys()
+    assert all(same_bits(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_run_without_checkpoint_has_none(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path / "absent") is None
+
+
+def test_a_checkpoint_may_hold_no_tensors(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {}, VALUES)
+    assert checkpoint.load(tmp_path) == ({}, VALUES)
+
+
+def test_the_last_two_are_kept_and_the_last_is_loaded(tmp_path: Path) -> None:
+    folders = [checkpoint.save(tmp_path, {"step": torch.tensor(n)}, {"step": n}) for n in range(12)]
+    assert [folder.name for folder in folders][-3:] == ["000010", "000011", "000012"]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == folders[-2:]
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 11} and int(found[0]["step"]) == 11
+
+
+def test_files_are_safetensors_and_json_alone(tmp_path: Path) -> None:
+    for _ in range(3):
+        checkpoint.save(tmp_path, TENSORS, VALUES)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 4
+    assert {file.suffix for file in files} == {".safetensors", ".json"}
+    for file in files:
+        content = file.read_bytes()
+        assert not content.startswith((b"PK", b"\x80")), "neither torch.save's zip nor a pickle"
+
+
+def test_a_folder_that_was_never_finished_is_ignored(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"a": torch.ones(1)}, {"step": 1})
+    unfinished = tmp_path / "checkpoints" / "new-1"
+    unfinished.mkdir()
+    (unfinished / "values.json").write_text('{"step": 2')
+    assert checkpoint.load(tmp_path) == ({"a": torch.ones(1)}, {"step": 1})
+    assert checkpoint.save(tmp_path, {}, {"step": 3}).name == "000002"
+
+
+def test_a_save_that_is_cut_short_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"a": torch.ones(1)}, {"step": 1})
+
+    def cut_short(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, {"a": torch.zeros(1)}, {"step": 2})
+    assert checkpoint.load(tmp_path) == ({"a": torch.ones(1)}, {"step": 1})
+    checkpoint.save(tmp_path, {"a": torch.zeros(1)}, {"step": 2})
+    assert checkpoint.load(tmp_path) == ({"a": torch.zeros(1)}, {"step": 2})
+    assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000001", "000002"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "values.json"])
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
+def test_a_damaged_checkpoint_names_its_folder_and_the_one_before_is_still_good(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, TENSORS, {"step": step})
+    file = newest(tmp_path) / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content))
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'checkpoints' / '000002'}: damaged checkpoint (")
+    assert message.endswith("; remove this folder to go on from the one before")
+    for left in newest(tmp_path).iterdir():
+        left.unlink()
+    newest(tmp_path).rmdir()
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 1}
+
+
+def test_json_comes_back_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "result.json"
+    write_json(file, VALUES)
+    assert read_json(file) == VALUES
+    write_json(file, [0.1 + 0.2])
+    assert read_json(file) == [0.1 + 0.2]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_json_is_whole_before_it_takes_the_old_files_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    write_json(file, "old")
+    replace, seen = os.replace, []
+
+    def looking(source: Path, target: Path) -> None:
+        seen.append((read_json(target), read_json(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", looking)
+    write_json(file, "new")
+    assert seen == [("old", "new")]
+
+
+def test_values_that_are_no_json_leave_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": {1, 2}})
+    assert read_json(file) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_json_that_is_absent_reads_as_none(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "result.json") is None
+    assert read_json(tmp_path / "absent" / "result.json") is None
+
+
+@pytest.mark.parametrize(("text", "line"), [("", 1), ("{", 1), ('{\n "a": 1,\n "b": oh\n}\n', 3)])
+def test_bad_json_names_file_and_line(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(text)
+    with pytest.raises(
+        UserError, match=rf"^{re.escape(str(file))}:{line}: not JSON \(.*\); repair or remove the file$"
+    ):
+        read_json(file)

@@ -1,0 +1,47 @@
+"""Ctrl-C, as a terminal sends it: everything that was started ends, and the run goes on afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.checkpoint import read_json
+from tests.conftest import SMALL
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("command", "workers"),
+    [("train", 0), pytest.param("train", 2, marks=pytest.mark.ray), pytest.param("sweep", 2, marks=pytest.mark.ray)],
+)
+def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: str, workers: int) -> None:
+    storage, progress = tmp_path / "runs", "stopped/progress.json"
+    settings = [*SMALL, "train.epochs=200", "name=stopped", f"scale.workers={workers}", f"storage={storage}"]
+    if command == "sweep":
+        settings += ["sweep.space.method.rank=[2,3]"]
+        progress = "stopped/trials/*/progress.json"
+    process = subprocess.Popen(
+        [sys.executable, "run.py", command, *settings],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not any((read_json(file) or {"step": 0})["step"] for file in storage.glob(progress)):
+        assert process.poll() is None, process.stderr
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on from its last checkpoint" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started)

@@ -1,0 +1,59 @@
+"""Every registered method is a good citizen: it learns, resumes and explains itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from methods import base, method_class, method_names
+from orchestrator import compose
+from orchestrator.config import Experiment
+from orchestrator.trainer import train
+
+Make = Callable[..., Experiment]
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_a_config_file_and_a_space_of_known_settings(small: Make, name: str) -> None:
+    assert name in compose.option_names("method")
+    space = method_class(name).search_space()
+    assert space
+    assert set(space) <= set(compose.setting_names())
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_remembers_more_than_nothing(small: Make, name: str) -> None:
+    result = train(small(f"method={name}", f"name={name}", "benchmark.scenario=task", "train.epochs=3"))
+    assert result["final_average_accuracy"] > 0.55
+    assert result["final_average_accuracy"] > sum(result["initial_accuracy"]) / 3 + 0.15
+
+
+@pytest.fixture
+def readme_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The method that the README shows, registered as it says."""
+    source = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert source
+    exec(source.group(1), {"__name__": "readme"})
+    configs = tmp_path / "configs"
+    for file in compose.CONFIGS.rglob("*.yaml"):
+        copy = configs / file.relative_to(compose.CONFIGS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    (configs / "method" / "shrink.yaml").write_text("# from the README\nname: shrink\n")
+    monkeypatch.setattr(compose, "CONFIGS", configs)
+    yield
+    del base.REGISTRY["shrink"]
+
+
+@pytest.mark.usefixtures("readme_method")
+def test_the_method_in_the_readme_works(small: Make) -> None:
+    """With the factor 1 it is sequential LoRA to the bit; with another it is not."""
+    plain = train(small("name=plain", "method=lora"))
+    same = train(small("name=same", "method=shrink", "method.factor=1.0"))
+    shrunk = train(small("name=shrunk", "method=shrink", "method.factor=0.1"))
+    assert same["accuracy_matrix"] == plain["accuracy_matrix"]
+    assert shrunk["accuracy_matrix"] != plain["accuracy_matrix"]

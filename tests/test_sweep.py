@@ -1,0 +1,103 @@
+"""Sweeps: the space and its checks, and real Tune trials with their record in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from ray import tune
+
+from orchestrator.checkpoint import read_json
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+from orchestrator.launch import launch_sweep
+from orchestrator.sweep import check_space, corners, domain, samples, space_of, trial_experiment
+from tests.conftest import small_experiment
+
+Make = Callable[..., Experiment]
+GRID = ["sweep.space.method.rank=[2,3]", "sweep.space.method.search.confidence={uniform: [0.1, 0.2]}"]
+
+
+def test_lists_are_a_grid_for_random_search_and_choices_for_one_that_learns() -> None:
+    assert domain([4, 8], "random") == {"grid_search": [4, 8]}
+    assert domain([4, 8], "optuna").categories == [4, 8]
+    drawn = domain({"loguniform": [0.02, 0.5]}, "random")
+    assert (drawn.lower, drawn.upper) == (0.02, 0.5)
+    assert isinstance(drawn.get_sampler(), tune.search.sample.Float._LogUniform)
+
+
+def test_the_number_of_trials_is_the_grid_or_a_multiple_of_it(small: Make) -> None:
+    space = space_of(small("sweep=rank_sparsity"))
+    assert samples(small("sweep=rank_sparsity"), space) == 1
+    assert samples(small("sweep.trials=8"), space) == 2
+    with pytest.raises(UserError, match=r"sweep.trials=6: the grid has 4 points"):
+        samples(small("sweep.trials=6"), space)
+
+
+@pytest.mark.parametrize(
+    "value", [[], 4, {"uniform": [1, 0]}, {"loguniform": [0, 1]}, {"normal": [0, 1]}, {"uniform": [0]}, {}]
+)
+def test_entries_that_are_no_space_are_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"sweep\.space\.method\.rank="):
+        corners("method.rank", value)
+
+
+def test_every_corner_of_the_space_is_checked(small: Make) -> None:
+    with pytest.raises(UserError, match=r"method.sparsity=1.5: should be less than 1"):
+        check_space(small(), {"method.sparsity": {"uniform": [0.5, 1.5]}})
+
+
+def test_the_methods_own_space_is_the_default(small: Make) -> None:
+    assert "method.sparsity" in space_of(small())
+    assert space_of(small(*GRID)) == {"method.rank": [2, 3], "method.search.confidence": {"uniform": [0.1, 0.2]}}
+
+
+def test_a_trial_differs_from_its_sweep_in_its_settings_and_folder_only(small: Make) -> None:
+    sweep = small("name=sweep")
+    trial = trial_experiment(sweep, {"method.rank": 3}, "ab12_00000")
+    assert trial.folder == sweep.folder / "trials" / "sweep-ab12_00000"
+    expected = sweep.identity()
+    expected["method"]["rank"] = 3
+    assert trial.identity() == expected
+
+
+@pytest.mark.ray
+def test_a_sweep_leaves_its_trials_their_record_and_a_report(tmp_path: Path) -> None:
+    """Two trials in their drivers' processes; the second call finds everything done."""
+    experiment = small_experiment(tmp_path, "name=sweep", "tracking.enabled=true", "train.epochs=1", *GRID)
+    summary = launch_sweep(experiment)
+    assert [t["status"] for t in summary["trials"]] == ["finished", "finished"]
+    assert sorted(t["settings"]["method.rank"] for t in summary["trials"]) == [2, 3]
+    objectives = [t["objective"] for t in summary["trials"]]
+    assert objectives == sorted(objectives, reverse=True)
+    assert summary["best"] == summary["trials"][0]["id"]
+    for trial in summary["trials"]:
+        result = read_json(Path(trial["folder"]) / "result.json")
+        assert trial["objective"] == pytest.approx(sum(result["validation_matrix"][-1]) / 3)
+        assert result["config"]["method"]["rank"] == trial["settings"]["method.rank"]
+    records_are_complete(experiment)
+    assert "<svg" in (experiment.folder / "report.html").read_text()
+    before = (experiment.folder / "sweep.json").stat().st_mtime_ns
+    assert launch_sweep(experiment) == summary
+    assert (experiment.folder / "sweep.json").stat().st_mtime_ns == before
+
+
+def records_are_complete(experiment: Experiment) -> None:
+    """One parent, a child for each trial, with parameters once, metrics by task, and the files."""
+    client = MlflowClient(f"sqlite:///{experiment.storage / 'mlflow.db'}")
+    found = client.get_experiment_by_name("evergreen")
+    runs = client.search_runs([found.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert (len(parents), len(children)) == (1, 2)
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert child.info.status == "FINISHED"
+        assert child.data.params["trial.method.rank"] in ("2", "3")
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "validation_accuracy")]
+        assert steps == [1, 2, 3]
+        files = {artifact.path for artifact in client.list_artifacts(child.info.run_id)}
+        assert {"result.json", "report.html", "experiment.json"} <= files
+    assert parents[0].data.tags["best_trial"]
