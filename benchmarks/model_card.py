@@ -86,8 +86,9 @@ from ImageNet and are subject to ImageNet's terms (research use).
 
 **Recipe.** `python -m benchmarks.pretrain`: {recipe["epochs"]} epochs of AdamW (weight decay 0.05, batch 128, peak
 learning rate {recipe["learning_rate"]:g}, warm-up and cosine), random crops of 50 to 100 % of the area, flips, CutMix
-on half of the batches, label smoothing 0.1; half of the patches dropped until the last seventh; the weights are a
-moving average. Seed {recipe["seed"]}.
+on half of the batches, label smoothing 0.1, half of the patches dropped until the last seventh; then
+{recipe["polish"]} epochs on whole images without CutMix from a quarter of that learning rate; the weights are a moving
+average. Seed {recipe["seed"]}.
 
 **Held-out top-1** of 200 classes: {recipe["held_out_top1"]:.1%} ({recipe["held_out_images"]} images, after rounding
 to fp16).

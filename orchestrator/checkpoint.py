@@ -29,7 +29,7 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     folder = run / "checkpoints"
     found = numbered(folder)
     number = found[-1] + 1 if found else 1
-    beside = folder / f"new-{os.getpid()}"
+    beside = folder / "new"  # a run has one writer; what a killed one left is replaced
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)

@@ -23,6 +23,8 @@ from orchestrator.loop import Hooks, Position, learn
 from orchestrator.sharding import Place
 
 PROGRESS_SECONDS = 0.3
+BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
+UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
 VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "scikit-learn")
 
 
@@ -174,9 +176,13 @@ def claim_sweep(experiment: Experiment) -> None:
 def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
     file = experiment.folder / "experiment.json"
     found = read_json(file)
-    if found is None:
+    begun = any((experiment.folder / name).exists() for name in BEGUN)
+    if found is None or (found != wanted and not begun):
         refuse_strangers(experiment.folder)
-        write_json(file, wanted)
+        try:
+            write_json(file, wanted)
+        except OSError as error:
+            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
     elif found != wanted:
         setting, old, new = difference(found, wanted)
         raise UserError(
@@ -186,7 +192,7 @@ def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
 
 
 def refuse_strangers(folder: Path) -> None:
-    if folder.exists() and any(entry.name != "mlflow.json" for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name not in UNBEGUN for entry in folder.iterdir()):
         raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
 
 

@@ -112,7 +112,7 @@ def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[Any]
 ) -> None:
     """The inverse, from the whole state on every worker."""
-    state: dict[str, dict[str, Tensor]] = {}
+    state: dict[str, Any] = {}
     for name, value in tensors.items():
         parameter, key = name.rsplit("/", 1)
         state.setdefault(parameter, {})[key] = value

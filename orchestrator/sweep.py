@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from methods import method_class
 from orchestrator.checkpoint import read_json, write_json
+from orchestrator.cluster import check_workers_here
 from orchestrator.compose import checked, with_settings
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
@@ -116,7 +117,7 @@ def check_space(experiment: Experiment, space: dict[str, Any]) -> None:
     """Every corner of the space has to be a valid experiment, before anything starts."""
     for key, value in space.items():
         for corner in corners(key, value):
-            with_settings(experiment, {key: corner})
+            check_workers_here(with_settings(experiment, {key: corner}))
 
 
 def corners(key: str, value: Any) -> list[Any]:

@@ -91,6 +91,24 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     assert same_tensors(experiment, whole)
 
 
+def test_with_staleness_0_an_answer_is_used_at_its_own_search_point(
+    small: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[int, list[tuple[int, int]]] = {}
+    edit = TreeLoRA.edit_gradients
+
+    def noting(self: TreeLoRA, step: int, loss: Tensor) -> None:
+        edit(self, step, loss)
+        if self.task == 1:
+            used.setdefault(self.config.search.staleness, []).append((step, self.leaf))
+
+    monkeypatch.setattr(TreeLoRA, "edit_gradients", noting)
+    for staleness in (0, 1):
+        train(small(f"name=s{staleness}", f"method.search.staleness={staleness}"))
+    assert next(step for step, leaf in used[0] if leaf == 0) == 2
+    assert next(step for step, leaf in used[1] if leaf == 0) == 4
+
+
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     step = Learner.step

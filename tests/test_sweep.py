@@ -84,6 +84,21 @@ def test_a_sweep_leaves_its_trials_their_record_and_a_report(tmp_path: Path) -> 
     assert (experiment.folder / "sweep.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.ray
+def test_asha_stops_weak_trials_that_optuna_draws(tmp_path: Path) -> None:
+    """Whatever it stops, it stops at a whole number of tasks, and at least one trial ends."""
+    settings = ["name=asha", "sweep.scheduler=asha", "sweep.searcher=optuna", "sweep.trials=3", "sweep.concurrent=1"]
+    summary = launch_sweep(small_experiment(tmp_path, *settings, "train.epochs=1", *GRID))
+    statuses = [t["status"] for t in summary["trials"]]
+    assert len(statuses) == 3
+    assert set(statuses) <= {"finished", "stopped"}
+    assert "finished" in statuses
+    assert all(0.1 <= t["settings"]["method.search.confidence"] <= 0.2 for t in summary["trials"])
+    for trial in summary["trials"]:
+        tasks = read_json(Path(trial["folder"]) / "progress.json")["task"]
+        assert (tasks == 3) == (trial["status"] == "finished") or trial["status"] == "stopped"
+
+
 def records_are_complete(experiment: Experiment) -> None:
     """One parent, a child for each trial, with parameters once, metrics by task, and the files."""
     client = MlflowClient(f"sqlite:///{experiment.storage / 'mlflow.db'}")

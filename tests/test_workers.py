@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,16 @@ Make = Callable[..., Experiment]
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
-    """Small experiments in one folder, while a cluster of this machine is up."""
-    folder = tmp_path_factory.mktemp("workers")
-    with connected(small_experiment(folder, "scale.workers=2")):
-        yield functools.partial(small_experiment, folder, "checkpoint.every=2")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Small experiments in one folder."""
+    return functools.partial(small_experiment, tmp_path_factory.mktemp("workers"), "checkpoint.every=2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dashboard(make: Make) -> Iterator[str]:
+    """A cluster of this machine for all tests of this file."""
+    with connected(make("scale.workers=2")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,15 @@ def test_two_shards_give_the_tree_and_the_choices_of_one_process(
 @pytest.mark.parametrize("settings", [["scale.workers=1"], ["scale.workers=2", "scale.sharding=ddp"]])
 def test_so_do_one_worker_and_replicas(make: Make, in_process: dict[str, Any], settings: list[str]) -> None:
     same_search(train(make(f"name=other{len(settings)}", *settings)), in_process)
+
+
+def test_the_dashboard_shows_the_run_and_its_workers(make: Make, two_shards: dict[str, Any], dashboard: str) -> None:
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+    url = f"{dashboard}/api/train/v2/runs/v1"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})) as answer:
+        runs = {run["name"]: run for run in json.load(answer)["train_runs"]}
+    assert runs["two"]["status"] == "FINISHED"
+    assert len(runs["two"]["attempts"][-1]["workers"]) == 2
 
 
 def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
