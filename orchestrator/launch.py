@@ -38,8 +38,9 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     with interruptible(experiment):
         tracker = open_record(experiment)
         looking = watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None)
-        with ray_where_needed(experiment, experiment.scale.workers > 0), looking:
-            result = in_background(lambda: train(experiment))
+        on_workers = experiment.scale.workers > 0
+        with ray_where_needed(experiment, on_workers), looking:
+            result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
         close_run(folder, tracker)
     return result
 

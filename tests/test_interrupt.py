@@ -34,6 +34,8 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores the signal, and so would everything that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not any((read_json(file) or {"step": 0})["step"] for file in storage.glob(progress)):
         assert process.poll() is None, process.stderr

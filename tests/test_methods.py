@@ -43,17 +43,17 @@ def readme_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
         copy = configs / file.relative_to(compose.CONFIGS)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(file.read_text())
-    (configs / "method" / "shrink.yaml").write_text("# from the README\nname: shrink\n")
+    (configs / "method" / "top.yaml").write_text("# from the README\nname: top\n")
     monkeypatch.setattr(compose, "CONFIGS", configs)
     yield
-    del base.REGISTRY["shrink"]
+    del base.REGISTRY["top"]
 
 
 @pytest.mark.usefixtures("readme_method")
 def test_the_method_in_the_readme_works(small: Make) -> None:
-    """With the factor 1 it is sequential LoRA to the bit; with another it is not."""
+    """With no block fixed it is sequential LoRA to the bit; with all of them only the head learns."""
     plain = train(small("name=plain", "method=lora"))
-    same = train(small("name=same", "method=shrink", "method.factor=1.0"))
-    shrunk = train(small("name=shrunk", "method=shrink", "method.factor=0.1"))
+    same = train(small("name=same", "method=top", "method.fixed=0"))
+    head_only = train(small("name=head", "method=top", "method.fixed=6"))
     assert same["accuracy_matrix"] == plain["accuracy_matrix"]
-    assert shrunk["accuracy_matrix"] != plain["accuracy_matrix"]
+    assert head_only["accuracy_matrix"] != plain["accuracy_matrix"]
