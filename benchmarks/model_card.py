@@ -47,7 +47,7 @@ def datasets() -> dict[str, Dataset]:
     cifar = StreamConfig(name="cifar100", source="array", tasks=1, path=Path("cifar100_100x100_50.npz"))
     return {
         "scikit-learn digits, 10 classes": digits(StreamConfig(name="digits", source="digits", tasks=1)),
-        "CIFAR-100, all classes, 100 train images each": array(cifar),
+        "CIFAR-100, 100 classes, 80 train images each": array(cifar),
     }
 
 
@@ -74,12 +74,12 @@ def percent(values: list[float]) -> str:
 
 def text(recipe: dict, rows: list[str]) -> str:
     """The card; every number in it is measured or read from the weights' header."""
+    size = MICRO_VIT_WEIGHTS.stat().st_size / 1e6
     return f"""# micro_vit
 
 A vision transformer for 32 px images (timm `VisionTransformer`: patch 4, width 128, depth 6, 4 heads, MLP ratio 3,
-mean pooling, no class token; 1.0 M parameters), stored as fp16 safetensors
-({MICRO_VIT_WEIGHTS.stat().st_size / 1e6:.1f} MB). It is here so that everything in this project runs without a
-download; for real work choose a larger backbone.
+mean pooling, no class token; 1.0 M parameters), stored as fp16 safetensors ({size:.1f} MB).
+It is here so that everything in this project runs without a download; for real work choose a larger backbone.
 
 **Data.** Tiny-ImageNet at 32 px, 200 classes with 200 images each; 180 are trained on, 20 held out. Its images come
 from ImageNet and are subject to ImageNet's terms (research use).
