@@ -168,8 +168,8 @@ def scheduler(experiment: Experiment) -> AsyncHyperBandScheduler | None:
     """ASHA by finished tasks: its rungs compare trials that have seen the same tasks."""
     if experiment.sweep.scheduler == "none":
         return None
-    tasks = experiment.benchmark.tasks
-    return AsyncHyperBandScheduler(time_attr="task", max_t=tasks, grace_period=1, reduction_factor=2)
+    beyond = experiment.benchmark.tasks + 1  # a trial that reports its last task must not be stopped before its result
+    return AsyncHyperBandScheduler(time_attr="task", max_t=beyond, grace_period=1, reduction_factor=2)
 
 
 def concurrent(workers: int) -> int:

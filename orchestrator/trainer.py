@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 from orchestrator.session import Session, claim, read_stream
 from orchestrator.sharding import Place
 from orchestrator.telemetry import RunGauges
-from orchestrator.tree_actor import RemoteSearch, find_actor, make_service, start_actor
+from orchestrator.tree_actor import RemoteSearch, find_actor, make_service, start_actor, stop_actor
 
 
 def train(experiment: Experiment) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
         log.write_text(str(error))
         last = str(error).strip().splitlines()[-1]
         raise UserError(f"{experiment.name}: the workers failed ({last}); all of it is in {log}") from None
-    del actor
+    finally:
+        stop_actor(actor)
 
 
 def worker(settings: dict[str, Any]) -> None:

@@ -127,6 +127,12 @@ def start_actor(experiment: Experiment) -> Any:
     return options.remote(experiment.model_dump(mode="json"))
 
 
+def stop_actor(actor: Any) -> None:
+    """End the actor now, so that its name is free for the run's next start."""
+    if actor is not None:
+        ray.kill(actor)
+
+
 def find_actor(experiment: Experiment) -> Any:
     return ray.get_actor(actor_name(experiment), NAMESPACE) if has_service(experiment) else None
 
