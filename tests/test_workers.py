@@ -17,11 +17,9 @@ import pytest
 import torch
 from ray.util.state import list_actors
 
-from orchestrator import checkpoint
 from orchestrator.checkpoint import read_json
 from orchestrator.cluster import connected
 from orchestrator.config import Experiment
-from orchestrator.errors import UserError
 from orchestrator.trainer import train
 from tests.conftest import small_experiment
 
@@ -97,16 +95,6 @@ def test_a_run_that_lost_a_worker_ends_like_an_undisturbed_one(make: Make, two_s
     assert result["accuracy_matrix"] == two_shards["accuracy_matrix"]
     assert result["validation_matrix"] == two_shards["validation_matrix"]
     assert result["method_report"] == two_shards["method_report"]
-
-
-def test_the_next_command_goes_on_where_failed_workers_stopped(make: Make, two_shards: dict[str, Any]) -> None:
-    experiment = make("name=failed", *FSDP2, "scale.max_failures=0")
-    threading.Thread(target=kill_one_worker, args=(experiment.folder, []), daemon=True).start()
-    with pytest.raises(UserError, match=r"failed: the workers failed .*error\.log"):
-        train(experiment)
-    stopped = checkpoint.load(experiment.folder)
-    assert stopped is not None and stopped[1]["position"]["task"] == 2
-    assert train(experiment)["accuracy_matrix"] == two_shards["accuracy_matrix"]
 
 
 def kill_one_worker(folder: Path, killed: list[int]) -> None:
