@@ -23,12 +23,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="settings, as in method=treelora method.rank=8 scale.workers=2"),
 ]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out files and lines that cannot be read; count them")]
 Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http://127.0.0.1:8265")]
 
 
 @app.command()
 def train(
     settings: Settings = None,
+    skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="print result.json's content and nothing else")] = False,
 ) -> None:
     """Train one run, or go on where the run of this name stopped."""
@@ -36,7 +38,7 @@ def train(
     from orchestrator.console import output, run_table
     from orchestrator.launch import launch_run
 
-    experiment = load_experiment(settings or [])
+    experiment = load_experiment(with_skip_bad(settings, skip_bad))
     result = launch_run(experiment)
     if as_json:
         print(json.dumps(result))
@@ -47,6 +49,7 @@ def train(
 @app.command()
 def sweep(
     settings: Settings = None,
+    skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="print sweep.json's content and nothing else")] = False,
 ) -> None:
     """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
@@ -54,12 +57,31 @@ def sweep(
     from orchestrator.console import output, sweep_summary
     from orchestrator.launch import launch_sweep
 
-    experiment = load_experiment(settings or [], "sweep")
+    experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
     summary = launch_sweep(experiment)
     if as_json:
         print(json.dumps(summary))
     else:
         output.print(*sweep_summary(experiment, summary), sep="\n")
+
+
+def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
+    return [*(settings or []), *(["benchmark.skip_bad=true"] if skip_bad else [])]
+
+
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(help="file that names the runs, as docs/studies/*.yaml")],
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option(help="page to write; default: docs/<study>.md")] = None,
+) -> None:
+    """Run all rows of a study and write one page with their table; goes on where it stopped."""
+    from orchestrator.launch import launch_run
+    from orchestrator.study import run_study
+
+    page = output or PROJECT / "docs" / f"{study.stem}.md"
+    run_study(study, page, settings or [], launch_run)
+    print(f"page: {page}")
 
 
 @app.command()

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
+
+FREE = -1  # the label of a row whose answer is free text
 
 
 class BenchmarkError(ValueError):
     """Data that cannot be used: the message names the setting or file and the way out."""
+
+
+class TextConfig(BaseModel):
+    """Settings ``benchmark.text.<field>``, for streams of text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    length: int = Field(256, gt=0, description="tokens of the input; a longer text loses its end, a prompt its start")
+    answer_length: int = Field(50, gt=0, description="tokens of an answer, at most")
+    template: str = Field("{text}\nOptions: {options}\nAnswer:", description="a labelled text as a prompt")
+    add_dataset_name: bool = Field(False, description="put the task's name before each text; this leaks the task")
+    score: str = Field("exact_match", description="score of free answers")
+    scores: dict[str, str] = Field(default_factory=dict, description="score of some tasks, by name")
 
 
 class StreamConfig(BaseModel):
@@ -22,42 +38,115 @@ class StreamConfig(BaseModel):
 
     name: str
     source: str = Field(description="registered reader of the data")
-    tasks: int = Field(gt=0, description="number of tasks that the classes are divided into")
-    scenario: Literal["class", "task"] = Field(
-        "class", description="class: one label space over all seen classes; task: the task is known at test"
+    tasks: int | tuple[str, ...] | None = Field(
+        None, description="parts to divide the classes into, or names of the data's own tasks; null: its own, all"
+    )
+    scenario: Literal["class", "domain", "task"] = Field(
+        "class",
+        description="class: one growing label space; domain: one label space, new inputs; task: known at test",
     )
     path: Path | None = Field(None, description="file or folder of the data, where the source needs one")
-    train_per_class: int | None = Field(None, gt=1, description="use only so many train images a class")
-    test_per_class: int | None = Field(None, gt=0, description="use only so many test images a class")
+    options: dict[str, Any] = Field(default_factory=dict, description="what only this source needs")
+    classes: int | None = Field(None, gt=0, description="use only so many classes, the first of the order")
+    train_per_class: int | None = Field(None, gt=1, description="use only so many train rows a class")
+    test_per_class: int | None = Field(None, gt=0, description="use only so many test rows a class")
     validation_share: float = Field(0.1, gt=0, lt=1, description="share of the train split held out for tuning")
+    skip_bad: bool = Field(False, description="leave out files and lines that cannot be read, and count them")
+    text: TextConfig = TextConfig()
 
     @field_validator("path")
     @classmethod
-    def absolute(cls, path: Path | None) -> Path | None:
-        return path.expanduser().absolute() if path else None
+    def found(cls, path: Path | None) -> Path | None:
+        """A path that exists here is made absolute, since workers start elsewhere; others are for the data folder."""
+        path = path.expanduser() if path else None
+        return path.absolute() if path and path.exists() else path
+
+    @property
+    def subset(self) -> dict[str, int]:
+        """The settings that leave data out; they stand in the run's name and result."""
+        limits = {"classes": self.classes, "train_per_class": self.train_per_class}
+        limits["test_per_class"] = self.test_per_class
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @field_validator("tasks")
+    @classmethod
+    def some(cls, tasks: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:
+        if isinstance(tasks, int) and tasks < 1:
+            raise ValueError("should be at least 1")
+        if isinstance(tasks, tuple) and (not tasks or len(set(tasks)) < len(tasks)):
+            raise ValueError("name each task once")
+        return tasks
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Inputs (images: uint8 [n, 3, height, width]) and labels (int64 [n])."""
+class Records:
+    """One split as a source reads it: nothing decoded, nothing tokenised.
 
-    inputs: Tensor
+    ``items`` are image files, texts, or (``Tensor`` uint8 [n, 3, height, width]) images that are ready. ``labels``
+    [n] index the class names (``FREE`` where the answer is free), ``groups`` [n] the data's own tasks, where it has
+    any. ``answers`` are the free answers.
+    """
+
+    items: Sequence[Path] | Sequence[str] | Tensor
     labels: Tensor
+    groups: Tensor | None = None
+    answers: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor) -> Examples:
-        return Examples(self.inputs[rows], self.labels[rows])
-
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a source reads: both official splits with the labels of ``class_names``."""
+    """Both official splits. ``skipped`` names the files and lines that were left out."""
 
-    train: Examples
-    test: Examples
+    train: Records
+    test: Records
     class_names: list[str]
+    group_names: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, in memory. Tokens are int32, padded with -1 at the end."""
+
+    inputs: Tensor  # images uint8 [n, 3, height, width], or tokens [n, length]
+    labels: Tensor  # int64 [n]
+    answers: Tensor | None = None  # tokens [n, length] of the answers, where a model writes them
+    references: tuple[str, ...] = ()  # the free answers as text
+
+    def to(self, device: torch.device) -> Batch:
+        answers = None if self.answers is None else self.answers.to(device)
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device), answers=answers)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows ``rows`` [n] of prepared arrays, which may be memory-mapped and are read when a batch is taken."""
+
+    inputs: Tensor  # [all, ...]
+    labels: Tensor  # [all]
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    answers: Tensor | None = None  # [all, length]
+    references: Sequence[str] = ()  # all
+
+    @classmethod
+    def of(cls, inputs: Tensor, labels: Tensor) -> Examples:
+        """All rows of arrays."""
+        return cls(inputs, labels, torch.arange(len(labels)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: Tensor) -> Examples:
+        return replace(self, rows=self.rows[rows])
+
+    def batch(self) -> Batch:
+        """All rows, read."""
+        answers = None if self.answers is None else self.answers[self.rows]
+        references = tuple(self.references[row] for row in self.rows.tolist()) if self.references else ()
+        return Batch(self.inputs[self.rows], self.labels[self.rows], answers, references)
 
 
 SOURCES: dict[str, Callable[[StreamConfig], Dataset]] = {}

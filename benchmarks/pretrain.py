@@ -33,7 +33,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.backbones import MICRO_VIT_WEIGHTS, micro_vit
+from benchmarks.models.vision import MICRO_VIT_WEIGHTS, micro_vit
 from benchmarks.sources import data_root, read_image_zip
 
 ARCHIVE = "tiny_imagenet_32px_200x200.zip"

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.dataset import BenchmarkError, StreamConfig
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -21,7 +23,43 @@ def data_root() -> Path:
         return Path(named).expanduser().resolve()
     if SHARED.is_dir():
         return SHARED
+    return user_cache()
+
+
+def models_root() -> Path:
+    """``EVERGREEN_MODELS``, else ``../shared/models`` beside the project, else the user's cache folder."""
+    if named := os.environ.get("EVERGREEN_MODELS"):
+        return Path(named).expanduser().resolve()
+    beside = SHARED.parent / "models"
+    return beside if beside.is_dir() else user_cache() / "models"
+
+
+def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "evergreen"
+
+
+def located(config: StreamConfig) -> Path:
+    """``benchmark.path`` as it is, or inside the data folder; BenchmarkError says where to get it and put it."""
+    if config.path is None:
+        raise BenchmarkError("benchmark.path: name the file or folder to read, as in benchmark.path=images")
+    for place in (config.path, data_root() / config.path):
+        if place.exists():
+            return place
+    origin = (
+        f"get it from {config.options['origin']} and put it there" if "origin" in config.options else "put it there"
+    )
+    raise BenchmarkError(
+        f"benchmark.path={config.path}: not found, nor in the data folder {data_root()}; {origin}, "
+        "or set EVERGREEN_DATA to the folder that has it"
+    )
+
+
+def check_options(config: StreamConfig, *known: str) -> None:
+    """Refuse ``benchmark.options`` that are not ``known``; ``origin``, where to get the data, every source takes."""
+    for name in config.options:
+        if name not in ("origin", *known):
+            choice = f"choose one of {', '.join(known)}" if known else "it has none"
+            raise BenchmarkError(f"benchmark.options.{name}: {config.source} has no such option; {choice}")
 
 
 def read_image_zip(archive: Path, split: str) -> tuple[Tensor, Tensor]:

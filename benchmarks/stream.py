@@ -1,23 +1,31 @@
 """The stream: ordered tasks with train, validation and test examples.
 
-The class order is drawn from ``order_seed`` alone and the splits from fixed seeds, so that runs with other
-``seed`` see the same stream. Labels are renumbered in the order of arrival: task t owns a range of them.
+The order of classes is drawn from ``order_seed`` alone and the splits from fixed seeds, so that runs with other
+``seed`` see the same stream. Labels are renumbered in the order of arrival: task t owns a range of them, or shares the
+only range where the scenario is domain.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from benchmarks import images  # noqa: F401  registers its sources
-from benchmarks.dataset import SOURCES, BenchmarkError, Examples, StreamConfig
+from benchmarks import hub_texts, image_folder, image_lists, images, omniglot, texts, torchvision_sets  # noqa: F401  register
+from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
+from benchmarks.formats import Format
+from benchmarks.parts import Part, divide
+from benchmarks.preparation import prepare
+from benchmarks.scores import check_score
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task; ``classes`` are its labels in the stream's numbering."""
+    """One task; ``classes`` are its labels in the stream's numbering, ``options`` what they are called.
+
+    ``score`` says how an answer is judged: accuracy where there are labels.
+    """
 
     index: int
     name: str
@@ -25,89 +33,164 @@ class Task:
     train: Examples
     validation: Examples
     test: Examples
+    options: list[str] = field(default_factory=list)
+    score: str = "accuracy"
 
 
 @dataclass(frozen=True)
 class TaskStream:
-    """All tasks in order; ``classes`` is the size of the whole label space."""
+    """All tasks in order. ``preparation`` counts the rows prepared just now and names what was left out."""
 
     name: str
     scenario: str
     class_names: list[str]
     tasks: list[Task]
+    answer_length: int
+    fresh: int = 0
+    skipped: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> int:
+        """Size of the whole label space."""
         return len(self.class_names)
 
-    def candidates(self, learned: int, evaluated: int) -> range:
+    @property
+    def parts(self) -> list[int]:
+        """Classes that each task adds to the label space; domains share what the first one brings."""
+        if self.scenario == "domain":
+            return [self.classes]
+        return [len(task.classes) for task in self.tasks]
+
+    def candidates(self, learned: int, evaluated: int) -> list[range]:
         """Labels that compete when task ``evaluated`` is tested after ``learned`` tasks.
 
-        Class-incremental: all seen classes, and the task's own where it lies ahead. Task-incremental: its own.
+        All seen classes, and the task's own where it lies ahead; with scenario task its own first, as the result that
+        counts, and those of the class-incremental reading second.
         """
-        if self.scenario == "task":
-            return self.tasks[evaluated].classes
-        return range(self.tasks[max(learned - 1, evaluated)].classes.stop)
+        seen = range(self.tasks[max(learned - 1, evaluated)].classes.stop)
+        return [self.tasks[evaluated].classes, seen] if self.scenario == "task" else [seen]
 
 
-def build_stream(config: StreamConfig, order_seed: int | None) -> TaskStream:
-    """Read the data and divide its classes into ``config.tasks`` tasks, in natural order without ``order_seed``."""
+def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> TaskStream:
+    """Read the data, divide it into tasks, and prepare the rows they use for a backbone that reads ``form``."""
+    data = read(config)
+    parts = divide(data, config, order_seed)
+    judged = [score_of(part, config) for part in parts]
+    learned = [split_off(class_rows(data.train, part, "train", config), config) for part in parts]
+    tested = [[torch.cat(class_rows(data.test, part, "test", config))] for part in parts]
+    train = ready(data.train, learned, parts, config, form)
+    test = ready(data.test, tested, parts, config, form)
+    tasks = []
+    for index, (part, labels) in enumerate(zip(parts, label_ranges(parts, config), strict=True)):
+        (own_train, own_validation), (own_test,) = train.examples[index], test.examples[index]
+        tasks.append(Task(index, part.name, labels, own_train, own_validation, own_test, part.options, judged[index]))
+    return TaskStream(
+        name=config.name,
+        scenario=config.scenario,
+        class_names=[word for part in (parts[:1] if config.scenario == "domain" else parts) for word in part.options],
+        tasks=tasks,
+        answer_length=config.text.answer_length,
+        fresh=train.fresh + test.fresh,
+        skipped=data.skipped + train.bad + test.bad,
+    )
+
+
+def read(config: StreamConfig) -> Dataset:
     if config.source not in SOURCES:
         raise BenchmarkError(f"benchmark.source={config.source}: choose one of {', '.join(sorted(SOURCES))}")
-    data = SOURCES[config.source](config)
-    count = len(data.class_names)
-    if config.tasks > count:
-        raise BenchmarkError(f"benchmark.tasks={config.tasks}: {config.name} has only {count} classes")
-    order = class_order(count, order_seed)
-    names = [data.class_names[c] for c in order]
-    new_label = torch.empty(count, dtype=torch.long)
-    new_label[order] = torch.arange(count)
-    train = renumbered(data.train, new_label)
-    test = renumbered(data.test, new_label)
-    tasks = [
-        make_task(t, range(count * t // config.tasks, count * (t + 1) // config.tasks), names, train, test, config)
-        for t in range(config.tasks)
-    ]
-    return TaskStream(config.name, config.scenario, names, tasks)
+    return SOURCES[config.source](config)
 
 
-def class_order(count: int, order_seed: int | None) -> Tensor:
-    """The natural order, or a permutation that depends on ``order_seed`` alone."""
-    if order_seed is None:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
+def score_of(part: Part, config: StreamConfig) -> str:
+    """How the part's answers are judged."""
+    if part.classes:
+        return "accuracy"
+    if part.name in config.text.scores:
+        check_score(config.text.scores[part.name], f"benchmark.text.scores.{part.name}")
+        return config.text.scores[part.name]
+    check_score(config.text.score)
+    return config.text.score
 
 
-def renumbered(examples: Examples, new_label: Tensor) -> Examples:
-    return Examples(examples.inputs, new_label[examples.labels])
+def label_ranges(parts: list[Part], config: StreamConfig) -> list[range]:
+    """The labels of each part in the stream's numbering."""
+    if config.scenario == "domain":
+        return [range(len(part.classes)) for part in parts]
+    stops = [sum(len(part.classes) for part in parts[: index + 1]) for index in range(len(parts))]
+    return [range(stop - len(part.classes), stop) for part, stop in zip(parts, stops, strict=True)]
 
 
-def make_task(
-    index: int, classes: range, names: list[str], train: Examples, test: Examples, config: StreamConfig
-) -> Task:
-    """Cut one task out of both splits; the validation split comes out of train, never out of test."""
-    train_rows, validation_rows, test_rows = [], [], []
-    for label in classes:
-        rows = rows_of(train, label, names, "train", config)
-        held_out = min(max(1, round(config.validation_share * len(rows))), len(rows) - 1)
-        validation_rows.append(rows[:held_out])
-        train_rows.append(rows[held_out:])
-        test_rows.append(rows_of(test, label, names, "test", config))
-    parts = [
-        part.take(torch.cat(rows).sort().values)
-        for part, rows in ((train, train_rows), (train, validation_rows), (test, test_rows))
-    ]
-    name = ", ".join(names[c] for c in classes[:3]) + (" …" if len(classes) > 3 else "")
-    return Task(index, name, classes, *parts)
+def class_rows(records: Records, part: Part, split: str, config: StreamConfig) -> list[Tensor]:
+    """Rows of each class of ``part``, in an order fixed by their number, as many as the settings allow.
+
+    Free answers count as one class. A domain may lack some classes.
+    """
+    limit = config.train_per_class if split == "train" else config.test_per_class
+    found = []
+    for label, name in zip(part.classes or [FREE], part.options or [part.name], strict=True):
+        wanted = records.labels == label
+        rows = wanted if part.group is None or records.groups is None else wanted & (records.groups == part.group)
+        found.append(drawn(rows.nonzero().flatten(), limit))
+        check_count(len(found[-1]), name, part, split, config)
+    return found
 
 
-def rows_of(examples: Examples, label: int, names: list[str], split: str, config: StreamConfig) -> Tensor:
-    """Rows of one class in an order fixed by their number, as many as the settings allow."""
-    rows = (examples.labels == label).nonzero().flatten()
-    if len(rows) < (2 if split == "train" else 1):
+def drawn(rows: Tensor, limit: int | None) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))][:limit]
+
+
+def check_count(count: int, name: str, part: Part, split: str, config: StreamConfig) -> None:
+    if config.scenario != "domain" and count < (2 if split == "train" else 1):
         place = f"benchmark.path={config.path}" if config.path else f"benchmark={config.name}"
         raise BenchmarkError(
-            f"{place}: class {names[label]!r} has too few {split} images ({len(rows)}); add some or remove the class"
+            f"{place}: class {name!r} has too few {split} rows ({count}); add some or remove the class"
         )
-    shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))]
-    return shuffled[: config.train_per_class if split == "train" else config.test_per_class]
+
+
+def split_off(classes: list[Tensor], config: StreamConfig) -> list[Tensor]:
+    """Train and validation rows: the validation split comes out of train, never out of test."""
+    counts = [min(max(1, round(config.validation_share * len(rows))), max(0, len(rows) - 1)) for rows in classes]
+    kept = [rows[count:] for rows, count in zip(classes, counts, strict=True)]
+    held_out = [rows[:count] for rows, count in zip(classes, counts, strict=True)]
+    return [torch.cat(kept), torch.cat(held_out)]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Prepared examples [part][split], rows prepared just now, and what was left out."""
+
+    examples: list[list[Examples]]
+    fresh: int
+    bad: list[str]
+
+
+def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], config: StreamConfig, form: Format) -> Ready:
+    """Prepare all rows of ``splits`` [part][split] at once, in the records' order, and deal them out again."""
+    rows = torch.cat([own for part in splits for own in part])
+    owners = torch.cat([torch.full((sum(map(len, part)),), index) for index, part in enumerate(splits)])
+    rows, order = rows.sort()
+    owners = owners[order]
+    prepared = prepare(records, rows, owners, parts, config, form)
+    rows, owners = rows[prepared.kept], owners[prepared.kept]
+    labels = new_labels(records.labels[rows], owners, parts, label_ranges(parts, config))
+    references = [records.answers[row] for row in rows.tolist()] if records.answers else ()
+    everything = Examples(prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references)
+    examples = [[everything.take(among(rows, own)) for own in part] for part in splits]
+    for part, own in zip(parts, examples, strict=True):
+        if not all(len(split) for split in own):
+            raise BenchmarkError(f"benchmark={config.name}: task {part.name!r} has no rows left in one of its splits")
+    return Ready(examples, prepared.fresh, prepared.bad)
+
+
+def new_labels(labels: Tensor, owners: Tensor, parts: list[Part], ranges: list[range]) -> Tensor:
+    """Labels of the source to those of the stream; free answers keep theirs."""
+    result = torch.full_like(labels, FREE)
+    for index, (part, own) in enumerate(zip(parts, ranges, strict=True)):
+        for label, new in zip(part.classes, own, strict=True):
+            result[(owners == index) & (labels == label)] = new
+    return result
+
+
+def among(rows: Tensor, wanted: Tensor) -> Tensor:
+    """Where the rows of ``wanted`` that are left stand in ``rows``, which is sorted; in that order."""
+    return torch.isin(rows, wanted).nonzero().flatten()

@@ -83,6 +83,10 @@ class Method:
         """Central state that all ranks share, or None."""
         return None
 
+    def adapts(self, task: int) -> bool:
+        """Whether ``task`` may move the adapters; where not, only the head learns."""
+        return True
+
     def begin_task(self, task: int, steps: int) -> None:
         """``steps`` optimiser steps are planned for ``task``."""
 

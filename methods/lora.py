@@ -20,6 +20,7 @@ class LoRAConfig(MethodConfig):
     name: str = "lora"
     rank: int = Field(4, gt=0, description="rank of each adapter")
     alpha: int = Field(8, gt=0, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that training drops")
 
 
 @register("lora")
@@ -31,7 +32,12 @@ class LoRA(Method):
 
     def adapt(self, model: nn.Module, targets: tuple[str, ...]) -> None:
         """Put a LoRA pair on every module whose name ends in one of ``targets``."""
-        adapter = LoraConfig(r=self.config.rank, lora_alpha=self.config.alpha, target_modules=list(targets))
+        adapter = LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=list(targets),
+        )
         try:
             inject_adapter_in_model(adapter, model)
         except ValueError:

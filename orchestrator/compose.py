@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ from orchestrator.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Model = TypeVar("Model", bound=BaseModel)
-GROUPS = ("method", "benchmark", "backbone", "scale", "sweep")
+GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")
+USUAL = ("micro_vit", "linear")  # a run's name leaves these out
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+SUBSET = ("classes", "train_per_class", "test_per_class")
 
 
 def load_experiment(settings: list[str], kind: str = "run") -> Experiment:
@@ -36,9 +40,7 @@ def load_experiment(settings: list[str], kind: str = "run") -> Experiment:
     chosen = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in GROUPS}
     for group, option in chosen.items():
         check_option(group, option)
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        composed = compose("experiment", overrides=[f"{group}={option}" for group, option in chosen.items()])
-    OmegaConf.set_struct(composed, False)
+    composed = composed_files(chosen)
     for override in overrides:
         if override.key_or_group not in GROUPS:
             assign(composed, override)
@@ -48,6 +50,23 @@ def load_experiment(settings: list[str], kind: str = "run") -> Experiment:
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(data, dict)
     return checked({str(key): value for key, value in data.items()}, kind)
+
+
+def composed_files(chosen: dict[str, str]) -> Any:
+    """The chosen files as one; a group on the command line replaces all that the chosen paper says of this group.
+
+    Merged, a paper's settings for its own method or backbone would stay behind in another.
+    """
+    by_hand = [f"{group}={option}" for group, option in chosen.items() if group != "paper"]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        composed = compose("experiment", overrides=by_hand)
+        if "paper" in chosen:
+            plain = composed
+            composed = compose("experiment", overrides=[*by_hand, f"paper@_global_={chosen['paper']}"])
+            for group in chosen.keys() - {"paper"}:
+                composed[group] = plain[group]
+    OmegaConf.set_struct(composed, False)
+    return composed
 
 
 def parse(setting: str) -> Override:
@@ -92,12 +111,26 @@ def checked(data: dict[str, Any], kind: str = "run") -> Experiment:
 
 
 def default_name(data: dict[str, Any]) -> str:
-    """Method, benchmark, subset and seeds: a number on a subset is never taken for one on all data."""
+    """Method, benchmark, backbone, head, subset and seeds; the usual backbone and head are left out.
+
+    A number on a subset is never taken for one on all data.
+    """
     benchmark = data.get("benchmark", {})
-    parts = [data["method"].name, str(benchmark.get("name"))]
-    parts += [f"{k.split('_')[0]}{benchmark[k]}" for k in ("train_per_class", "test_per_class") if benchmark.get(k)]
+    parts = [data["method"].name, str(benchmark.get("name")), *model_parts(data)]
+    parts += [f"{k.split('_')[0]}{benchmark[k]}" for k in SUBSET if benchmark.get(k)]
     parts += [f"order{data['order_seed']}"] if data.get("order_seed") is not None else []
     return "-".join([*parts, f"seed{data.get('seed', 0)}"])
+
+
+def model_parts(data: dict[str, Any]) -> list[str]:
+    """Backbone and head for a run's name; the usual ones are left out.
+
+    Of a folder or a name on the hub the last part counts, of ``package:NAME/FOLDER`` the package.
+    """
+    backbone, head = str(data.get("backbone", {}).get("name")), str(data.get("head", {}).get("kind"))
+    packaged = backbone.startswith("package:")
+    short = backbone.removeprefix("package:").split("/")[0] if packaged else Path(backbone).name
+    return [UNSAFE.sub("-", part) for part in (short, head) if part not in USUAL]
 
 
 def validated(model: type[Model], data: dict[str, Any], prefix: str) -> Model:
@@ -112,7 +145,7 @@ def validated(model: type[Model], data: dict[str, Any], prefix: str) -> Model:
 def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     """The first finding as one line."""
     finding = error.errors()[0]
-    place = prefix + ".".join(str(part) for part in finding["loc"])
+    place = prefix + setting_in(model, finding["loc"])
     if finding["type"] == "extra_forbidden":
         known = [prefix + name for name in (*field_names(model), *model.model_fields)]
         return f"{place}: no such setting{nearest(place, known)}"
@@ -124,6 +157,19 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
         if "Input should" in finding["msg"]
         else (f"{place}={finding['input']}: {reason}")
     )
+
+
+def setting_in(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The dotted name of a finding's place; what pydantic adds for the members of a union is left out."""
+    names: list[str] = []
+    inner: type[BaseModel] | None = model
+    for part in location:
+        names.append(str(part))
+        field = inner.model_fields.get(str(part)) if inner else None
+        inner = model_in(field.annotation) if field else None
+        if inner is None:
+            break
+    return ".".join(names)
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

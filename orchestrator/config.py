@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
-from benchmarks.backbones import BackboneConfig
 from benchmarks.dataset import StreamConfig
+from benchmarks.models.backbones import BackboneConfig
+from benchmarks.models.heads import HeadConfig
 from methods import MethodConfig
 
+Positive = Annotated[int, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -28,11 +31,21 @@ class Settings(BaseModel):
 class TrainConfig(Settings):
     """Settings ``train.<field>``."""
 
-    epochs: int = Field(3, gt=0)
+    epochs: Positive | tuple[Positive, ...] = Field(3, description="for every task, or a list with one for each")
     batch_size: int = Field(32, gt=0, description="examples in a step, over all workers")
-    learning_rate: float = Field(1e-3, gt=0, description="of the adapters")
-    head_learning_rate: float = Field(5e-3, gt=0)
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    accumulate: int = Field(1, gt=0, description="parts that a step's batch goes through the model in")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of the adapters")
+    first_learning_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="of the adapters in the first task; null: the same as later"
+    )
+    head_learning_rate: float = Field(5e-3, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of adam and adamw; sgd's momentum is the first")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: no limit")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    evaluation_batch_size: int = Field(256, gt=0, description="examples in a batch without gradients, on each worker")
 
 
 class ScaleConfig(Settings):
@@ -81,6 +94,7 @@ class Experiment(Settings):
     method: SerializeAsAny[MethodConfig]
     benchmark: StreamConfig
     backbone: BackboneConfig = BackboneConfig()
+    head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backbones import check_backbone
 from benchmarks.dataset import BenchmarkError
+from benchmarks.models.backbones import check_backbone
 from orchestrator.cluster import check_workers_here, connected
 from orchestrator.config import Experiment
 from orchestrator.console import messages, watching, where_stopped
@@ -42,6 +42,8 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
         with ray_where_needed(experiment, on_workers), looking:
             result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
         close_run(folder, tracker)
+    if result["skipped"]:
+        messages.print(f"{len(result['skipped'])} left out as unreadable, the first: {result['skipped'][0]}")
     return result
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from benchmarks.backbones import build_classifier
-from benchmarks.dataset import Examples
+from benchmarks.dataset import BenchmarkError, Examples
+from benchmarks.models.backbones import build_model
 from benchmarks.stream import Task, TaskStream
 from methods import method_class
 from methods.base import Chooser
@@ -26,7 +25,7 @@ from orchestrator.sharding import (
     optimizer_state,
 )
 
-EVALUATION_BATCH = 256
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 class Learner:
@@ -35,13 +34,16 @@ class Learner:
     def __init__(self, experiment: Experiment, stream: TaskStream, place: Place, chooser: Chooser | None) -> None:
         torch.manual_seed(experiment.seed)
         self.settings, self.seed, self.stream, self.place = experiment.train, experiment.seed, stream, place
-        self.model = build_classifier(experiment.backbone, stream.classes)
-        self.method = method_class(experiment.method.name)(experiment.method)
         try:
-            self.method.adapt(self.model.backbone, experiment.backbone.targets)
-        except ValueError as error:
+            self.model = build_model(experiment.backbone, experiment.head, stream, experiment.seed)
+        except BenchmarkError as error:
             raise UserError(str(error)) from None
-        self.wrapped = place.spread(self.model)
+        self.method = method_class(experiment.method.name)(experiment.method)
+        self.method.adapt(self.model.backbone, self.model.targets)
+        if self.settings.gradient_checkpointing:
+            self.model.save_memory()
+        self.half = half_precision(self.settings.precision, place.device)
+        self.wrapped = place.spread(self.model, self.half)
         self.method.bind(place.levels(self.model), chooser)
         self.seconds = {"train": 0.0, "evaluate": 0.0, "method": 0.0}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -56,14 +58,29 @@ class Learner:
         yield
         self.seconds[kind] += time.perf_counter() - started
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.half)
+
+    def epochs(self, task: Task) -> int:
+        """Passes over ``task``: none where nothing of it is learned by gradient."""
+        if self.model.closed_form and not self.method.adapts(task.index):
+            return 0
+        epochs = self.settings.epochs
+        return epochs if isinstance(epochs, int) else epochs[min(task.index, len(epochs) - 1)]
+
     def select(self, task: Task) -> None:
-        """A fresh optimiser for ``task``: without moments, the rows of old classes stay where they are."""
+        """A fresh optimiser for ``task`` over the adapters and the task's own part of the head."""
         self.task = task
-        head = list(self.model.head.parameters())
-        adapters = [p for n, p in self.model.named_parameters() if p.requires_grad and not n.startswith("head.")]
-        rates = self.settings.learning_rate, self.settings.head_learning_rate
-        groups = [{"params": adapters, "lr": rates[0]}, {"params": head, "lr": rates[1]}]
-        self.optimizer = torch.optim.Adam([g for g in groups if g["params"]])
+        settings = self.settings
+        rate = settings.first_learning_rate if task.index == 0 else None
+        adapters = [p for _, p in self.model.adapters()] if self.method.adapts(task.index) else []
+        groups = [
+            {"params": adapters, "lr": rate or settings.learning_rate},
+            {"params": self.model.head_parameters(task), "lr": settings.head_learning_rate},
+        ]
+        own = {"momentum": settings.betas[0]} if settings.optimizer == "sgd" else {"betas": settings.betas}
+        kind = OPTIMIZERS[settings.optimizer]
+        self.optimizer = kind([g for g in groups if g["params"]], weight_decay=settings.weight_decay, **own)
 
     def begin_task(self, task: Task, steps: int) -> None:
         self.select(task)
@@ -73,6 +90,8 @@ class Learner:
         with self.timed("method"):
             self.method.end_task()
         self.optimizer = None
+        if self.model.closed_form:
+            self.fit_head(self.task.train)
 
     def step(self, rows: Tensor, number: int) -> float:
         """One optimiser step on the global batch ``rows``; returns the mean loss over it."""
@@ -80,61 +99,75 @@ class Learner:
         with self.timed("train"):
             torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
             self.wrapped.train()
-            loss = self.backward(rows)
+            loss = sum((self.backward(part, len(rows)) for part in self.parts(rows)), torch.zeros(()))
         if not torch.isfinite(loss):
             raise UserError(f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate")
         with self.timed("method"):
             self.method.edit_gradients(number, loss)
         with self.timed("train"):
-            trainable = [p for p in self.model.parameters() if p.requires_grad]
-            nn.utils.clip_grad_norm_(trainable, self.settings.clip_norm)
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.trained(), self.settings.clip_norm)
             self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
         return float(loss)
 
-    def backward(self, rows: Tensor) -> Tensor:
-        """Loss on the current task's classes; workers take every world-th row, weighted to the global mean.
+    def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """A step's batch in the parts that go through the model one after another."""
+        return rows.split(-(-len(rows) // self.settings.accumulate))
+
+    def trained(self) -> list[nn.Parameter]:
+        assert self.optimizer is not None
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def backward(self, rows: Tensor, count: int) -> Tensor:
+        """Add the gradient of ``rows``, a part of ``count`` rows; workers take every world-th row.
 
         A worker without a row lends an ear with weight zero, so that collective calls stay paired.
         """
         mine = rows[self.place.rank :: self.place.world]
         weight = float(len(mine) > 0)
-        batch = self.to_device(self.task.train.take(mine if len(mine) else rows[:1]))
-        classes = self.task.classes
-        logits = self.wrapped(batch.inputs)[:, classes.start : classes.stop]
-        loss = weight * functional.cross_entropy(logits, batch.labels - classes.start, reduction="sum") / len(rows)
+        batch = self.task.train.take(mine if len(mine) else rows[:1]).batch().to(self.place.device)
+        with self.autocast():
+            loss = weight * self.wrapped(batch, self.task).sum() / count
         (loss * self.place.world).backward()
-        self.place.average_gradients(self.model)
         return self.place.total(loss.detach())
 
     @torch.no_grad()
-    def right(self, examples: Examples, labels: range) -> int:
-        """How many ``examples`` are right when only ``labels`` may compete."""
-        with self.timed("evaluate"):
+    def scores(self, task: Task, split: str, learned: int) -> list[float]:
+        """Mean score on a split of ``task``, for each set of labels that may compete after ``learned`` tasks."""
+        examples: Examples = getattr(task, split)
+        candidates = self.stream.candidates(learned, task.index)
+        sums: Tensor | float = 0.0
+        with self.timed("evaluate"), self.autocast():
             self.model.eval()
-            count = torch.zeros((), device=self.place.device)
             for rows, valid in self.shares(len(examples)):
-                batch = self.to_device(examples.take(rows))
-                guess = self.model(batch.inputs)[:, labels.start : labels.stop].argmax(1) + labels.start
-                count += ((guess == batch.labels) & valid.to(guess.device)).sum()
-            return int(self.place.total(count))
+                batch = examples.take(rows).batch().to(self.place.device)
+                sums = sums + (self.model.scores(batch, task, candidates) * valid.to(self.place.device)[:, None]).sum(0)
+            assert isinstance(sums, Tensor)
+            return (self.place.total(sums) / len(examples)).tolist()
+
+    @torch.no_grad()
+    def fit_head(self, examples: Examples) -> None:
+        """One pass over a task's training rows for the statistics of a closed-form head."""
+        with self.timed("train"), self.autocast():
+            self.model.eval()
+            for rows, valid in self.shares(len(examples)):
+                self.model.collect(examples.take(rows).batch().to(self.place.device), valid)
+            self.model.finish(self.place.total)
 
     def shares(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's rows in batches and which of them count; all workers get equally many batches."""
         world = self.place.world
         padded = torch.arange(-(-count // world) * world)
         mine = padded[self.place.rank :: world]
-        for rows in mine.split(EVALUATION_BATCH):
+        for rows in mine.split(self.settings.evaluation_batch_size):
             yield rows.clamp(max=count - 1), rows < count
-
-    def to_device(self, examples: Examples) -> Examples:
-        device = self.place.device
-        return Examples(examples.inputs.to(device), examples.labels.to(device))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values that bring another learner to this point; whole on the first worker."""
         tensors = {f"model.{k}": v for k, v in adapters_and_head(self.model).items()}
         tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"statistics.{k}": v for k, v in self.model.statistics().items()}
         values: dict[str, Any] = {"seconds": self.seconds}
         if self.optimizer is not None:
             moments, values["optimizer"] = optimizer_state(self.model, self.optimizer)
@@ -145,6 +178,7 @@ class Learner:
         """The inverse of ``state``; ``select`` comes first where a task is under way."""
         load_adapters_and_head(self.model, part(tensors, "model."))
         self.method.load_state_dict(part(tensors, "method."))
+        self.model.load_statistics(part(tensors, "statistics."))
         self.seconds = dict(values["seconds"])
         if self.optimizer is not None:
             moments = part(tensors, "optimizer.")
@@ -153,3 +187,10 @@ class Learner:
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def half_precision(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bf16; parameters and sums stay in float32."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"

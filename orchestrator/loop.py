@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.dataset import Examples
 from benchmarks.stream import Task, TaskStream
 from orchestrator.learner import Learner
 
 
 @dataclass
 class Position:
-    """How far a run is, and what it has measured so far."""
+    """How far a run is, and what it has measured so far: mean scores in 0 to 1, accuracies where there are labels."""
 
     task: int = 0
     step: int = 0  # optimiser steps done in this task
     loss: float | None = None
-    initial: list[float] = field(default_factory=list)  # test accuracy on each task before any training
+    initial: list[float] = field(default_factory=list)  # test score on each task before any training
     test: list[list[float]] = field(default_factory=list)  # accuracy matrix, row = after task
     validation: list[list[float]] = field(default_factory=list)
+    unmasked: list[list[float]] = field(default_factory=list)  # test, all seen classes competing; scenario task only
     losses: list[float | None] = field(default_factory=list)  # last loss of each task
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Hooks:
 def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int) -> None:
     """Go through the stream from ``position`` on; ``position`` ends behind the last task."""
     if not position.initial:
-        position.initial = accuracies(learner, stream, 0, "test")
+        position.initial = scores(learner, stream, 0, "test")[0]
     for task in stream.tasks[position.task :]:
         steps = steps_of(task, learner)
         if position.step == 0:
@@ -65,27 +65,28 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
 
 def batches(task: Task, learner: Learner) -> Iterator[Tensor]:
     """Rows of the global batches of all epochs; the order depends on (seed, task, epoch), not on workers."""
-    for epoch in range(learner.settings.epochs):
+    for epoch in range(learner.epochs(task)):
         seed = (learner.seed * 1_000_003 + task.index) * 1_000_003 + epoch
         order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
         yield from order.split(learner.settings.batch_size)
 
 
 def steps_of(task: Task, learner: Learner) -> int:
-    return learner.settings.epochs * -(-len(task.train) // learner.settings.batch_size)
+    return learner.epochs(task) * -(-len(task.train) // learner.settings.batch_size)
 
 
 def measure(learner: Learner, stream: TaskStream, position: Position) -> None:
-    """Fill one row of both matrices."""
-    position.test.append(accuracies(learner, stream, position.task + 1, "test"))
-    position.validation.append(accuracies(learner, stream, position.task + 1, "validation"))
+    """Fill one row of each matrix."""
+    test, *unmasked = scores(learner, stream, position.task + 1, "test")
+    position.test.append(test)
+    position.unmasked += unmasked
+    position.validation.append(scores(learner, stream, position.task + 1, "validation")[0])
     position.losses.append(position.loss)
 
 
-def accuracies(learner: Learner, stream: TaskStream, learned: int, split: str) -> list[float]:
-    """Accuracy on every task of the stream after ``learned`` tasks, future tasks included."""
-    row = []
-    for task in stream.tasks:
-        examples: Examples = getattr(task, split)
-        row.append(learner.right(examples, stream.candidates(learned, task.index)) / len(examples))
-    return row
+def scores(learner: Learner, stream: TaskStream, learned: int, split: str) -> list[list[float]]:
+    """Mean score on every task of the stream after ``learned`` tasks, future tasks included.
+
+    The first row is the result; in scenario task a classifier adds one where all seen classes compete.
+    """
+    return [list(row) for row in zip(*(learner.scores(task, split, learned) for task in stream.tasks), strict=True)]

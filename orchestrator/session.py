@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
+from benchmarks.models.backbones import input_format
 from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
 from orchestrator import checkpoint
@@ -66,6 +70,7 @@ class Session:
         details = self.search.report() if self.search else None
         if self.place.rank == 0:
             write_json(self.experiment.folder / "result.json", self.result(details))
+        self.report(task_metrics(self.position, self.position.task - 1))  # a scheduler may end a trial that reports
 
     def resume(self) -> None:
         """Bring learner, position and search to the newest checkpoint, or to the start."""
@@ -100,7 +105,8 @@ class Session:
 
     def learned(self, position: Position) -> None:
         self.progress(steps=1)
-        self.report(task_metrics(position, position.task - 1))
+        if position.task < len(self.stream.tasks):
+            self.report(task_metrics(position, position.task - 1))
 
     def progress(self, steps: int) -> None:
         """Tell watchers how far the run is; a file, so that it crosses processes and survives them."""
@@ -129,21 +135,36 @@ class Session:
             "order_seed": experiment.order_seed,
             "config": experiment.model_dump(mode="json"),
             "task_names": [task.name for task in self.stream.tasks],
+            "scenario": self.stream.scenario,
+            "scores": [task.score for task in self.stream.tasks],
+            "subset": experiment.benchmark.subset,
+            "prepared_rows": self.stream.fresh,
+            "skipped": self.stream.skipped,
             "accuracy_matrix": position.test,
+            "unmasked_matrix": position.unmasked,
             "validation_matrix": position.validation,
             "initial_accuracy": position.initial,
             **metrics.summary(position.test, position.initial, sizes),
             "seconds": self.seconds(),
+            "peak_memory_bytes": peak_memory(self.place.device),
             "trainable_parameters": self.learner.trainable_parameters,
             "method_report": details,
             "versions": {name: version(name) for name in VERSIONS},
         }
 
 
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this worker held: of the GPU's memory where it has one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def read_stream(experiment: Experiment) -> TaskStream:
     """The experiment's stream; UserError where the data is not usable."""
     try:
-        return build_stream(experiment.benchmark, experiment.order_seed)
+        return build_stream(experiment.benchmark, experiment.order_seed, input_format(experiment.backbone))
     except BenchmarkError as error:
         raise UserError(str(error)) from None
 

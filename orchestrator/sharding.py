@@ -20,10 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.backbones import Classifier, level_of
+from benchmarks.models.model import Model
 from methods.levels import Levels
 
 CPU = torch.device("cpu")
@@ -40,25 +40,32 @@ class Place:
     sharding: str = "none"
     device: torch.device = CPU
 
-    def spread(self, model: Classifier) -> nn.Module:
-        """Wrap or shard ``model`` in place; the result is what training calls."""
+    def spread(self, model: Model, half: bool = False) -> nn.Module:
+        """Wrap or shard ``model`` in place; the result is what training calls. ``half`` computes in bf16."""
         model.to(self.device)
         if self.sharding == "fsdp2":
-            mesh = init_device_mesh(self.device.type, (self.world,))
-            for block in model.blocks():
-                fully_shard(block, mesh=mesh)
-            # By default the root stays gathered after a forward pass; evaluation would leave it stale for training.
-            fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            self.shard(model, half)
         if self.sharding == "ddp":
             return DistributedDataParallel(model)
         return model
 
-    def levels(self, model: Classifier) -> Levels:
-        """The adapters: everything trainable but the head."""
-        adapters = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
+    def shard(self, model: Model, half: bool) -> None:
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        kept = torch.float32
+        policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
+        for block in model.blocks():
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        # By default the root stays gathered after a forward pass; evaluation would leave it stale for training.
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        for method in ("scores", "collect"):
+            register_fsdp_forward_method(model, method)
+
+    def levels(self, model: Model) -> Levels:
+        """The adapters, by transformer block."""
+        adapters = model.adapters()
         if self.sharding == "fsdp2":
-            return Levels(adapters, level_of, self.total, self.rank, self.world)
-        return Levels(adapters, level_of, lambda values: values, 0 if self.rank == 0 else None, 1)
+            return Levels(adapters, model.level_of, self.total, self.rank, self.world)
+        return Levels(adapters, model.level_of, lambda values: values, 0 if self.rank == 0 else None, 1)
 
     def average_gradients(self, model: nn.Module) -> None:
         """Reduce gradients where the wrapper does not: ``none`` with several workers."""

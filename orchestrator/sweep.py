@@ -39,10 +39,10 @@ def sweep(experiment: Experiment) -> dict[str, Any]:
     """Run all trials, or go on with those of this name that are unfinished; returns the content of sweep.json."""
     space = space_of(experiment)
     check_space(experiment, space)
-    read_stream(experiment)
+    tasks = len(read_stream(experiment).tasks)
     claim_sweep(experiment)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in one line each, below
-    results = tuner(experiment, space).fit()
+    results = tuner(experiment, space, tasks).fit()
     summary = summarise(experiment, results)
     write_json(experiment.folder / "sweep.json", summary)
     return summary
@@ -55,7 +55,7 @@ def completed(experiment: Experiment) -> dict[str, Any] | None:
     return summary if over else None
 
 
-def tuner(experiment: Experiment, space: dict[str, Any]) -> tune.Tuner:
+def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tuner:
     """A new Tuner, or the stored one with its unfinished trials."""
     workers = experiment.scale.workers
     needs = DRIVER if workers else {"CPU": 1.0}
@@ -72,7 +72,7 @@ def tuner(experiment: Experiment, space: dict[str, Any]) -> tune.Tuner:
             mode="max",
             num_samples=samples(experiment, space),
             search_alg=searcher(experiment),
-            scheduler=scheduler(experiment),
+            scheduler=scheduler(experiment, tasks),
             max_concurrent_trials=experiment.sweep.concurrent or concurrent(workers),
             trial_dirname_creator=lambda made: made.trial_id,
         ),
@@ -164,12 +164,11 @@ def searcher(experiment: Experiment) -> Any:
     return BasicVariantGenerator(random_state=experiment.seed)
 
 
-def scheduler(experiment: Experiment) -> AsyncHyperBandScheduler | None:
+def scheduler(experiment: Experiment, tasks: int) -> AsyncHyperBandScheduler | None:
     """ASHA by finished tasks: its rungs compare trials that have seen the same tasks."""
     if experiment.sweep.scheduler == "none":
         return None
-    beyond = experiment.benchmark.tasks + 1  # a trial that reports its last task must not be stopped before its result
-    return AsyncHyperBandScheduler(time_attr="task", max_t=beyond, grace_period=1, reduction_factor=2)
+    return AsyncHyperBandScheduler(time_attr="task", max_t=tasks, grace_period=1, reduction_factor=2)
 
 
 def concurrent(workers: int) -> int:

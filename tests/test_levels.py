@@ -10,13 +10,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 
-from benchmarks.backbones import BackboneConfig, Classifier, build_classifier, level_of
+from benchmarks.dataset import Batch
+from benchmarks.models.backbones import BackboneConfig
+from benchmarks.models.classifier import Classifier
 from methods.levels import Levels
 from methods.lora import LoRA, LoRAConfig
 from methods.treelora.sketch import CountSketch
 from orchestrator.sharding import Place
+from tests.models import classifier, one_task
 
 WORLD = 2
 SHARDINGS = ("fsdp2", "ddp", "none")
@@ -27,10 +29,10 @@ every_case = pytest.mark.parametrize(("sharding", "rank"), [(s, r) for s in SHAR
 def make_model(rank: int) -> Classifier:
     """A micro ViT whose adapters and head are no longer zero, so that every gradient is something."""
     torch.manual_seed(0)
-    model = build_classifier(BackboneConfig(), classes=5)
+    model = classifier(BackboneConfig(), 5)
     LoRA(LoRAConfig(rank=rank)).adapt(model.backbone, ("qkv",))
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or name == "head.weight":
+        if "lora_B" in name or name == "head.parts.0.weight":
             nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -40,7 +42,7 @@ def backward(model: nn.Module, share: slice) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (8, 3, 32, 32), generator=generator).byte()
     labels = torch.randint(5, (8,), generator=generator)
-    functional.cross_entropy(model(images[share]), labels[share]).backward()
+    model(Batch(images[share], labels[share]), one_task(5)).mean().backward()
 
 
 def sketch_of(levels: Levels, vectors: list[Tensor]) -> Tensor:
@@ -60,7 +62,7 @@ def whole_gradients(model: Classifier) -> list[Tensor]:
             gradient = parameter.grad
             assert gradient is not None
             gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-            found.setdefault(level_of(name), []).append(gradient.flatten())
+            found.setdefault(model.level_of(name), []).append(gradient.flatten())
     return [torch.cat(found[level]) for level in sorted(found)]
 
 
@@ -204,7 +206,11 @@ def test_a_missing_gradient_reads_as_zero_and_stays_missing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "level"),
-    [("backbone.blocks.11.attn.qkv.lora_A.default.weight", 11), ("head.weight", 0), ("blocks.2.norm3.bias", 2)],
+    [
+        ("backbone.blocks.11.attn.qkv.lora_A.default.weight", 11),
+        ("head.weight", 0),
+        ("backbone.blocks.1.norm2.bias", 1),
+    ],
 )
 def test_the_level_of_a_parameter_is_its_block(name: str, level: int) -> None:
-    assert level_of(name) == level
+    assert classifier(BackboneConfig(name="vit_tiny_patch16_224", pretrained=False), 5).level_of(name) == level

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.dataset import BenchmarkError, Dataset, Examples, StreamConfig, source
+from benchmarks.formats import ImageFormat
 from benchmarks.sources import data_root
 from benchmarks.stream import TaskStream, build_stream
 from orchestrator.compose import load_experiment
@@ -23,11 +24,11 @@ CIFAR100 = data_root() / "cifar100_100x100_50.npz"
 
 def digits(order_seed: int | None = None, **settings: Any) -> TaskStream:
     config = {"name": "split_digits", "source": "digits", "tasks": 5} | settings
-    return build_stream(StreamConfig(**config), order_seed)
+    return build_stream(StreamConfig(**config), order_seed, ImageFormat(32))
 
 
 def pixels(examples: Examples) -> list[bytes]:
-    return [image.numpy().tobytes() for image in examples.inputs]
+    return [image.numpy().tobytes() for image in examples.batch().inputs]
 
 
 def by_class(stream: TaskStream) -> dict[tuple[str, str], list[bytes]]:
@@ -36,14 +37,14 @@ def by_class(stream: TaskStream) -> dict[tuple[str, str], list[bytes]]:
     for task in stream.tasks:
         for split in SPLITS:
             examples: Examples = getattr(task, split)
-            for image, label in zip(pixels(examples), examples.labels.tolist(), strict=True):
+            for image, label in zip(pixels(examples), examples.batch().labels.tolist(), strict=True):
                 found.setdefault((stream.class_names[label], split), []).append(image)
     return found
 
 
 def counts(stream: TaskStream, split: str) -> list[list[int]]:
     """How many images each class of each task has."""
-    parts = [(task.classes, getattr(task, split).labels) for task in stream.tasks]
+    parts = [(task.classes, getattr(task, split).batch().labels) for task in stream.tasks]
     return [[int((labels == c).sum()) for c in classes] for classes, labels in parts]
 
 
@@ -70,7 +71,7 @@ def test_validation_is_a_tenth_of_the_train_split_of_every_class(natural: TaskSt
 
 
 def test_images_are_bytes_in_three_equal_channels(natural: TaskStream) -> None:
-    images = natural.tasks[0].train.inputs
+    images = natural.tasks[0].train.batch().inputs
     assert images.dtype == torch.uint8 and images.shape[1:] == (3, 32, 32)
     assert torch.equal(images[:, 0], images[:, 2])
     assert int(images.max()) > 240 and int(images.min()) == 0
@@ -92,7 +93,7 @@ def test_labels_are_numbered_by_task_without_gaps(tasks: int, order_seed: int | 
     for task in stream.tasks:
         assert len(task.classes) in (10 // tasks, -(-10 // tasks))
         for split in SPLITS:
-            assert set(getattr(task, split).labels.tolist()) == set(task.classes)
+            assert set(getattr(task, split).batch().labels.tolist()) == set(task.classes)
 
 
 def test_order_seed_moves_classes_and_nothing_else(natural: TaskStream) -> None:
@@ -108,11 +109,11 @@ def test_a_label_stands_for_its_class_name_in_any_order() -> None:
     zeros = pixels(next(task for task in digits(tasks=10).tasks if task.name == "0").test)
     label = stream.class_names.index("0")
     task = next(task for task in stream.tasks if label in task.classes)
-    assert pixels(task.test.take(task.test.labels == label)) == zeros
+    assert pixels(task.test.take(task.test.batch().labels == label)) == zeros
 
 
 def test_the_runs_seed_is_no_input_of_a_stream() -> None:
-    assert list(inspect.signature(build_stream).parameters) == ["config", "order_seed"]
+    assert list(inspect.signature(build_stream).parameters) == ["config", "order_seed", "form"]
     assert "seed" not in StreamConfig.model_fields
     streams = []
     for seed in (0, 1):
@@ -120,8 +121,8 @@ def test_the_runs_seed_is_no_input_of_a_stream() -> None:
         numpy.random.seed(seed)
         streams.append(read_stream(load_experiment([f"seed={seed}", "order_seed=3"])))
     for first, second in zip(*(stream.tasks for stream in streams), strict=True):
-        assert all(torch.equal(getattr(first, s).inputs, getattr(second, s).inputs) for s in SPLITS)
-        assert all(torch.equal(getattr(first, s).labels, getattr(second, s).labels) for s in SPLITS)
+        assert all(torch.equal(getattr(first, s).batch().inputs, getattr(second, s).batch().inputs) for s in SPLITS)
+        assert all(torch.equal(getattr(first, s).batch().labels, getattr(second, s).batch().labels) for s in SPLITS)
 
 
 def test_a_subset_takes_so_many_images_of_each_class(natural: TaskStream) -> None:
@@ -143,17 +144,17 @@ def test_two_images_of_a_class_are_enough_to_train_and_to_validate(share: float)
 
 
 def test_all_seen_classes_compete_where_the_task_is_not_known(natural: TaskStream) -> None:
-    assert natural.candidates(learned=5, evaluated=0) == range(10)
-    assert natural.candidates(learned=2, evaluated=0) == range(4)
-    assert natural.candidates(learned=2, evaluated=1) == range(4)
-    assert natural.candidates(learned=2, evaluated=3) == range(8), "with a task ahead, the classes up to its own"
-    assert natural.candidates(learned=0, evaluated=0) == range(2)
+    assert natural.candidates(learned=5, evaluated=0) == [range(10)]
+    assert natural.candidates(learned=2, evaluated=0) == [range(4)]
+    assert natural.candidates(learned=2, evaluated=1) == [range(4)]
+    assert natural.candidates(learned=2, evaluated=3) == [range(8)], "with a task ahead, the classes up to its own"
+    assert natural.candidates(learned=0, evaluated=0) == [range(2)]
 
 
 def test_a_tasks_own_classes_compete_where_the_task_is_known() -> None:
     stream = digits(scenario="task")
     for learned in range(6):
-        assert stream.candidates(learned, evaluated=1) == range(2, 4)
+        assert stream.candidates(learned, evaluated=1)[0] == range(2, 4)
 
 
 def test_a_source_name_that_is_taken_is_refused() -> None:
@@ -176,7 +177,8 @@ def arrays(**changes: Any) -> dict[str, Any]:
 
 
 def array_stream(file: Path, **settings: Any) -> TaskStream:
-    return build_stream(StreamConfig(**{"name": "array", "source": "array", "tasks": 2, "path": file} | settings), None)
+    config = {"name": "array", "source": "array", "tasks": 2, "path": file} | settings
+    return build_stream(StreamConfig(**config), None, ImageFormat(8))
 
 
 def refusal(file: Path, **settings: Any) -> str:
@@ -197,16 +199,16 @@ def test_colour_images_of_an_npz_file_keep_their_pixels_and_names(file: Path) ->
     stream = array_stream(file)
     assert stream.class_names == names and [task.name for task in stream.tasks] == ["ant, bee", "cow, dog"]
     assert [len(getattr(stream.tasks[1], split)) for split in SPLITS] == [10, 2, 4]
-    assert stream.tasks[1].test.labels.tolist() == [2, 3, 2, 3]
+    assert stream.tasks[1].test.batch().labels.tolist() == [2, 3, 2, 3]
     expected = torch.from_numpy(content["x_test"][[2, 3, 6, 7]]).permute(0, 3, 1, 2)
-    assert torch.equal(stream.tasks[1].test.inputs, expected)
+    assert torch.equal(stream.tasks[1].test.batch().inputs, expected)
 
 
 def test_grey_images_get_three_equal_channels(file: Path) -> None:
     content = arrays()
     grey = {name: content[name][..., 0] for name in ("x_train", "x_test")}
     numpy.savez(file, **content | grey)
-    images = array_stream(file).tasks[0].test.inputs
+    images = array_stream(file).tasks[0].test.batch().inputs
     assert images.shape == (4, 3, 5, 6)
     for channel in range(3):
         assert torch.equal(images[:, channel], torch.from_numpy(grey["x_test"][[0, 1, 4, 5]]))
@@ -218,7 +220,7 @@ def test_labels_of_any_integer_type_are_read(file: Path, kind: type) -> None:
     numpy.savez(file, **content | {name: content[name].astype(kind) for name in ("y_train", "y_test")})
     stream = array_stream(file)
     assert stream.class_names == ["0", "1", "2", "3"], "without names, classes are called by their number"
-    assert stream.tasks[0].train.labels.dtype == torch.int64
+    assert stream.tasks[0].train.batch().labels.dtype == torch.int64
 
 
 def test_a_file_of_the_data_folder_is_found_by_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,15 +255,15 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "too few names": ({"classes": numpy.array(["a", "b", "c"])}, "y_train has a label outside 0 to 2"),
     "a name without images": (
         {"classes": numpy.array(list("abcde"))},
-        "class 'e' has too few train images (0); add some or remove the class",
+        "class 'e' has too few train rows (0); add some or remove the class",
     ),
     "one train image": (
         {"y_train": numpy.where(numpy.arange(24) < 23, LABELS.clip(max=2), 3)},
-        "class '3' has too few train images (1); add some or remove the class",
+        "class '3' has too few train rows (1); add some or remove the class",
     ),
     "no test image": (
         {"y_test": numpy.array([0, 1, 2, 0, 0, 1, 2, 0])},
-        "class '3' has too few test images (0); add some or remove the class",
+        "class '3' has too few test rows (0); add some or remove the class",
     ),
 }
 
@@ -292,15 +294,17 @@ def test_a_missing_file_names_both_places_and_how_to_change_them(
     data = tmp_path / "data"
     monkeypatch.setenv("EVERGREEN_DATA", str(data))
     assert refusal(tmp_path / "absent.npz") == (
-        f"benchmark.path={tmp_path / 'absent.npz'}: no such file, nor absent.npz in the data folder {data} "
-        "(set EVERGREEN_DATA to name another)"
+        f"benchmark.path={tmp_path / 'absent.npz'}: not found, nor in the data folder {data}; put it there, "
+        "or set EVERGREEN_DATA to the folder that has it"
     )
 
 
 def test_a_path_has_to_be_given(file: Path) -> None:
     config = StreamConfig(name="array", source="array", tasks=2)
-    with pytest.raises(BenchmarkError, match=r"^benchmark.path: name the npz file to read, as in benchmark.path="):
-        build_stream(config, None)
+    with pytest.raises(
+        BenchmarkError, match=r"^benchmark.path: name the file or folder to read, as in benchmark.path="
+    ):
+        build_stream(config, None, ImageFormat(8))
 
 
 def test_more_tasks_than_classes_are_refused(file: Path) -> None:
@@ -310,20 +314,22 @@ def test_more_tasks_than_classes_are_refused(file: Path) -> None:
 
 
 def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BenchmarkError, match=r"^benchmark.source=films: choose one of array, digits$"):
+    with pytest.raises(
+        BenchmarkError, match=r"^benchmark.source=films: choose one of array, cifar100, .*, jsonl_folder"
+    ):
         digits(source="films")
 
 
 def test_a_run_hears_of_bad_data_as_a_user_error(file: Path) -> None:
     experiment = load_experiment(["benchmark=array", f"benchmark.path={file}"])
-    with pytest.raises(UserError, match=r"^benchmark.path=.*: no such file"):
+    with pytest.raises(UserError, match=r"^benchmark.path=.*: not found"):
         read_stream(experiment)
 
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not CIFAR100.is_file(), reason=f"{CIFAR100} is absent; EVERGREEN_DATA names the data folder")
 def test_split_cifar100_is_ten_tasks_of_ten_classes_without_a_shared_image() -> None:
-    stream = read_stream(load_experiment(["benchmark=split_cifar100", "order_seed=1"]))
+    stream = read_stream(load_experiment(["benchmark=cifar100_subset", "order_seed=1"]))
     assert len(stream.tasks) == 10 and len(set(stream.class_names)) == 100
     assert {"apple", "worm", "aquarium_fish"} <= set(stream.class_names)
     assert stream.class_names != sorted(stream.class_names)

@@ -1,0 +1,56 @@
+"""Folders of data that may come as an archive, unpacked once."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from benchmarks.cache import cached
+from benchmarks.dataset import BenchmarkError, StreamConfig
+from benchmarks.sources import located
+
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+
+
+def data_folder(config: StreamConfig) -> Path:
+    """``benchmark.path`` as a folder: an archive is unpacked, and a single folder at the top is entered."""
+    place = located(config)
+    folder = place if place.is_dir() else unpacked(place)
+    while len(inside := folders(folder)) == 1 and folders(inside[0]):
+        folder = inside[0]
+    return folder
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in ``folder``, sorted, without hidden ones and what macOS adds to a zip."""
+    return sorted(f for f in folder.iterdir() if not f.name.startswith((".", "__MACOSX")) and f.is_dir())
+
+
+def unpacked(archive: Path) -> Path:
+    """A folder of the cache with what is in the zip or tar ``archive``."""
+    if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
+        raise BenchmarkError(f"benchmark.path={archive}: neither a folder nor a whole zip or tar archive; get it again")
+    found = archive.stat()
+    made_from = {"archive": str(archive.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
+    try:
+        return cached("unpacked", made_from, lambda folder: unpack(archive, folder))[0]
+    except DAMAGE as error:
+        raise BenchmarkError(
+            f"benchmark.path={archive}: cannot be unpacked ({error}); if it is damaged, get it again"
+        ) from None
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+        return
+    with zipfile.ZipFile(archive) as opened:
+        for name in opened.namelist():
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                raise BenchmarkError(f"benchmark.path={archive}: {name!r} in it would be written elsewhere")
+        opened.extractall(folder)

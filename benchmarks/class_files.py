@@ -1,0 +1,83 @@
+"""Image files sorted by class, domain and split, and the dataset they make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from benchmarks.dataset import BenchmarkError, Dataset, Records
+
+SPLIT_SEED = 0
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class ClassFiles:
+    """The files of one class in one split, of one domain where there are domains; there may be none."""
+
+    name: str
+    test: bool
+    files: Sequence[Path]
+    domain: str = ""
+
+
+def own_split(name: str, files: list[Path], domain: str = "") -> list[ClassFiles]:
+    """Train and test files of a class whose publisher has no splits: a fixed fifth, at least one, is for the test."""
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    count = max(1, round(TEST_SHARE * len(files)))
+    parts = ((True, order[:count]), (False, order[count:]))
+    return [ClassFiles(name, test, [files[i] for i in rows], domain) for test, rows in parts]
+
+
+def image_dataset(
+    found: list[ClassFiles],
+    place: str,
+    skip_bad: bool,
+    skipped: Sequence[str] = (),
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Dataset:
+    """Classes and domains in the order of their names; ``names`` are readable ones.
+
+    A class or domain without train or test image raises BenchmarkError that begins with ``place``, or with
+    ``skip_bad`` is left out and named after ``skipped``.
+    """
+    if not found:
+        raise BenchmarkError(f"{place}: no class folder with images in it; put the images of each class in one")
+    classes, domains = lacking("class", found, lambda f: f.name), lacking("domain", found, lambda f: f.domain)
+    problems = [*domains.values(), *classes.values()]
+    if problems and not skip_bad:
+        more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise BenchmarkError(
+            f"{place}: {problems[0]}{more}; add some or remove the folder, or leave it out with --skip-bad"
+        )
+    if problems:
+        rest = [f for f in found if f.name not in classes and f.domain not in domains]
+        return image_dataset(rest, place, skip_bad, [*skipped, *problems], names)
+    class_names, group_names = sorted({f.name for f in found}), sorted({f.domain for f in found} - {""})
+    train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))
+    return Dataset(train, test, [names.get(n, n) for n in class_names], group_names, list(skipped))
+
+
+def lacking(kind: str, found: list[ClassFiles], name_of: Callable[[ClassFiles], str]) -> dict[str, str]:
+    """What is wrong with each name that has no train or no test file."""
+    having = {test: {name_of(f) for f in found if f.files and f.test == test} for test in (False, True)}
+    problems = {}
+    for name in sorted({name_of(f) for f in found} - {""}):
+        splits = [split for split, test in (("train", False), ("test", True)) if name not in having[test]]
+        if splits:
+            problems[name] = f"{kind} {name!r} has no {' or '.join(splits)} image"
+    return problems
+
+
+def records(found: list[ClassFiles], class_names: list[str], group_names: list[str]) -> Records:
+    """Rows in the order of their paths, as the cache of decoded images has them."""
+    label = {name: index for index, name in enumerate(class_names)}
+    group = {name: index for index, name in enumerate(group_names)}
+    rows = [(os.fspath(file), label[f.name], group.get(f.domain, 0)) for f in found for file in f.files]
+    paths, labels, groups = zip(*sorted(rows), strict=True)
+    return Records([Path(p) for p in paths], torch.tensor(labels), torch.tensor(groups) if group_names else None)

@@ -1,0 +1,132 @@
+"""Image files, decoded once: cut to one size and kept as a memory-mapped array in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy
+import torch
+from numpy.lib import format as npy
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from benchmarks.cache import cached
+from benchmarks.dataset import BenchmarkError
+from benchmarks.formats import Prepared
+
+ARRAY, BAD = "images.npy", "bad.json"
+FILES_PER_WORKER = 256  # with fewer, starting a worker takes longer than decoding
+BATCH = 32
+
+
+def prepare_images(items: Sequence[Path], size: int, skip_bad: bool) -> Prepared:
+    """The files ``items`` as a memory map uint8 [n, 3, size, size]: short side resized to ``size``, centre cut out.
+
+    The cache keeps them sorted by path: rows asked for in another order are copied into memory. A file that is no
+    image raises BenchmarkError, or with ``skip_bad`` is left out and named.
+    """
+    asked = [os.path.abspath(item) for item in items]
+    files = sorted(set(asked))
+    folder, made = cached(
+        "images", {"files": [signature(f) for f in files], "size": size}, lambda new: make(new, files, size, skip_bad)
+    )
+    bad: dict[str, str] = json.loads((folder / BAD).read_text())
+    refuse(bad, len(files), skip_bad)
+    inputs = torch.from_numpy(numpy.load(folder / ARRAY, mmap_mode="c"))
+    good = [file for file in files if file not in bad]
+    if asked != files:
+        row = {file: index for index, file in enumerate(good)}
+        inputs = inputs[torch.tensor([row[file] for file in asked if file in row], dtype=torch.long)]
+    kept = torch.tensor([file not in bad for file in asked], dtype=torch.bool)
+    named = [f"{file}: {reason}" for file, reason in bad.items()]
+    return Prepared(inputs, kept, fresh=len(good) if made else 0, bad=named)
+
+
+def signature(file: str) -> tuple[str, int, int]:
+    """Path, bytes and time of change; a file that is not there is told by the decoding."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return file, 0, 0
+    return file, found.st_size, found.st_mtime_ns
+
+
+def refuse(bad: dict[str, str], count: int, skip_bad: bool) -> None:
+    if bad and not skip_bad:
+        file, reason = next(iter(bad.items()))
+        raise BenchmarkError(
+            f"{file}: not a readable image ({reason}); {len(bad)} of {count} files are bad: "
+            "repair or remove them, or leave them out with --skip-bad"
+        )
+
+
+def make(folder: Path, files: list[str], size: int, skip_bad: bool) -> None:
+    """Write the images that can be decoded, one after the other, and the reasons why others cannot.
+
+    Plain writes, unlike writes to a memory map, tell of a full disk with an error.
+    """
+    bad = {}
+    with (folder / ARRAY).open("wb") as array:
+        write_header(array, len(files), size)
+        for file, decoded in zip(files, decode_all(files, size), strict=True):
+            if isinstance(decoded, str):
+                bad[file] = decoded
+            else:
+                array.write(decoded.tobytes())
+        array.seek(0)
+        write_header(array, len(files) - len(bad), size)  # as long as the first: numpy leaves room to grow
+    refuse(bad, len(files), skip_bad)
+    (folder / BAD).write_text(json.dumps(bad))
+
+
+def write_header(array: BinaryIO, count: int, size: int) -> None:
+    npy.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)})
+
+
+def decode_all(files: list[str], size: int) -> Iterator[numpy.ndarray | str]:
+    """Each file decoded, or the reason why not, in order."""
+    loader = DataLoader(
+        Decoder(files, size),
+        batch_size=BATCH,
+        collate_fn=list,  # as arrays, which travel by pipe: a container's shared memory is often too small
+        num_workers=min(processors(), len(files) // FILES_PER_WORKER),
+        generator=torch.Generator(),  # or it would draw from the run's own, and only where the cache is empty
+    )
+    with tqdm(total=len(files), desc="decoding images", unit="", delay=3, disable=None) as progress:
+        for batch in loader:
+            yield from batch
+            progress.update(len(batch))
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Decoder(Dataset[numpy.ndarray | str]):
+    """File number to image uint8 [3, size, size], or the reason why there is none."""
+
+    def __init__(self, files: list[str], size: int) -> None:
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> numpy.ndarray | str:
+        try:
+            return decode(self.files[index], self.size)
+        except Exception as error:  # what Pillow raises for a damaged file depends on its format
+            return " ".join(str(error).split()) or type(error).__name__
+
+
+def decode(file: str, size: int) -> numpy.ndarray:
+    """uint8 [3, size, size], the right way up."""
+    with Image.open(file) as image:
+        whole = ImageOps.exif_transpose(image).convert("RGB")
+    square = ImageOps.fit(whole, (size, size), Image.Resampling.BICUBIC)
+    return numpy.ascontiguousarray(numpy.asarray(square).transpose(2, 0, 1))

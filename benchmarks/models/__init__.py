@@ -1,0 +1,1 @@
+"""Pre-trained backbones, what makes them classify or answer, and heads."""

@@ -1,0 +1,117 @@
+"""Backbones whose features a head classifies: images through timm, texts through a transformers encoder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter, functional
+
+from benchmarks.dataset import Batch
+from benchmarks.models.heads import GrowingHead, HeadConfig
+from benchmarks.models.model import PADDING, Model, pooled, trimmed
+from benchmarks.models.readouts import make_readout
+
+if TYPE_CHECKING:
+    from benchmarks.stream import Task
+
+
+class Classifier(Model):
+    """A backbone, a trained head with a part for each task, and where asked a closed-form head beside it.
+
+    ``parts``: numbers of classes. The trained head always gives the loss; the closed-form one, fitted after each task
+    on features of its training rows, gives the answers.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, width: int, targets: tuple[str, ...], head: HeadConfig, parts: list[int], seed: int
+    ) -> None:
+        super().__init__(backbone, targets)
+        self.head = GrowingHead(width, parts, head.kind == "cosine", head.start == "random")
+        self.readout = make_readout(head, width, sum(parts), seed)
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Tensor:
+        """Pooled features [n, width]."""
+
+    def forward(self, batch: Batch, task: Task) -> Tensor:
+        """Cross-entropy over the task's classes alone, so that old rows of the head get no gradient."""
+        classes = task.classes
+        logits = self.head(self.features(batch.inputs)).float()[:, classes.start : classes.stop]
+        return functional.cross_entropy(logits, batch.labels - classes.start, reduction="none")
+
+    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
+        logits = self.logits(batch.inputs)
+        columns = [logits[:, c.start : c.stop].argmax(1) + c.start == batch.labels for c in candidates]
+        return torch.stack(columns, 1).double()
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Scores of all classes [n, classes] by the head that answers."""
+        features = self.features(inputs)
+        return self.head(features) if self.readout is None else self.readout.logits(features)
+
+    def head_parameters(self, task: Task) -> list[Parameter]:
+        return self.head.part_parameters(min(task.index, self.head.count - 1))
+
+    @property
+    def closed_form(self) -> bool:
+        return self.readout is not None
+
+    def collect(self, batch: Batch, valid: Tensor) -> None:
+        assert self.readout is not None
+        self.readout.collect(self.features(batch.inputs)[valid], batch.labels[valid])
+
+    def finish(self, total: Callable[[Tensor], Tensor]) -> None:
+        assert self.readout is not None
+        self.readout.finish(total)
+
+    def statistics(self) -> dict[str, Tensor]:
+        return self.readout.state_dict() if self.readout else {}
+
+    def load_statistics(self, state: dict[str, Tensor]) -> None:
+        if self.readout:
+            self.readout.load_state_dict(state)
+
+
+class ImageClassifier(Classifier):
+    """Reads uint8 images [n, 3, height, width] of any size; ``mean`` and ``std`` [3] are those of the backbone."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pixels: tuple[int, Tensor, Tensor],
+        targets: tuple[str, ...],
+        head: HeadConfig,
+        parts: list[int],
+        seed: int,
+    ) -> None:
+        super().__init__(backbone, int(getattr(backbone, "num_features")), targets, head, parts, seed)  # noqa: B009
+        self.size, mean, std = pixels
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        images = (inputs.float() / 255 - self.mean) / self.std
+        if images.shape[-2:] != (self.size, self.size):
+            images = functional.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
+        return self.backbone(images)
+
+
+class TextClassifier(Classifier):
+    """Reads tokens int32 [n, length], padded with -1; its features are the mean over the last hidden states."""
+
+    def __init__(
+        self, backbone: nn.Module, targets: tuple[str, ...], head: HeadConfig, parts: list[int], seed: int
+    ) -> None:
+        super().__init__(backbone, int(backbone.config.hidden_size), targets, head, parts, seed)  # type: ignore[union-attr, arg-type]
+
+    def features(self, inputs: Tensor) -> Tensor:
+        tokens = trimmed(inputs)
+        mask = tokens != PADDING
+        hidden = self.backbone(input_ids=tokens.clamp(min=0), attention_mask=mask.long()).last_hidden_state
+        return pooled(hidden, mask)

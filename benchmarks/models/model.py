@@ -1,0 +1,113 @@
+"""What the learner trains: a frozen backbone with adapters, and what turns its outputs into losses and scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from benchmarks.dataset import Batch
+
+if TYPE_CHECKING:
+    from benchmarks.stream import Task
+
+PADDING = -1
+
+
+class Model(nn.Module, ABC):
+    """Both kinds of model, as the learner sees them. Parameters below ``head.`` are the head, others are adapters."""
+
+    backbone: Any
+
+    def __init__(self, backbone: nn.Module, targets: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.targets = targets
+        self.block_names = block_names(self)
+
+    @abstractmethod
+    def forward(self, batch: Batch, task: Task) -> Tensor:
+        """Training loss of each row [n], over what ``task`` may answer."""
+
+    @abstractmethod
+    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
+        """Score of each row in 0 to 1, [n, columns]: a column for each range of labels that may compete.
+
+        A model that writes answers knows its task's options from the prompt and gives a single column.
+        """
+
+    def head_parameters(self, task: Task) -> list[Parameter]:
+        """What the optimiser may move of the head in ``task``."""
+        return []
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether statistics of the training rows, not gradient steps, make the classifier."""
+        return False
+
+    def collect(self, batch: Batch, valid: Tensor) -> None:
+        """Take the rows of ``batch`` that are ``valid`` [n] into the statistics of a closed-form head."""
+
+    def finish(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Close the statistics of a task; ``total`` adds a tensor over all workers."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """What ``collect`` has gathered, for the checkpoint."""
+        return {}
+
+    def load_statistics(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``statistics``."""
+
+    def adapters(self) -> list[tuple[str, Parameter]]:
+        """Everything trainable but the head."""
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad and not n.startswith("head.")]
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks: the units that sharding gathers and that levels stand for."""
+        return [self.get_submodule(name) for name in self.block_names]
+
+    def level_of(self, parameter: str) -> int:
+        """The level of a parameter: the number of its transformer block, 0 outside of them."""
+        owners = [i for i, block in enumerate(self.block_names) if parameter.startswith(f"{block}.")]
+        return owners[0] if owners else 0
+
+    def save_memory(self) -> None:
+        """Recompute activations of the blocks in the backward pass (gradient checkpointing)."""
+        if hasattr(self.backbone, "gradient_checkpointing_enable"):
+            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        elif hasattr(self.backbone, "set_grad_checkpointing"):
+            self.backbone.set_grad_checkpointing(True)
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the repeated blocks, in order: members of the outermost lists of several modules of one class.
+
+    That is ``blocks`` in timm's ViT, ``encoder.layer`` in BERT, ``model.layers`` in Llama, and ``encoder.block`` and
+    ``decoder.block`` in T5.
+    """
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") or name == block for block in found)
+        if not inside and isinstance(module, nn.ModuleList | nn.Sequential) and is_stack(module):
+            found += [f"{name}.{index}" for index in range(len(module))]
+    return found
+
+
+def is_stack(modules: nn.ModuleList | nn.Sequential) -> bool:
+    kinds = {type(module) for module in modules}
+    return len(modules) > 1 and len(kinds) == 1 and any(True for _ in modules[0].children())
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """Without the columns that are padding in every row; at least one column stays."""
+    used = int((tokens != PADDING).sum(1).max()) if len(tokens) else 0
+    return tokens[:, : max(1, used)].long()
+
+
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that ``mask`` [n, length] counts: [n, length, width] to [n, width]."""
+    weight = mask.unsqueeze(2).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -1,0 +1,25 @@
+"""A safetensors file of weights that the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.dataset import BenchmarkError
+from benchmarks.sources import models_root
+
+if TYPE_CHECKING:
+    from benchmarks.models.backbones import BackboneConfig
+
+
+def named_file(config: BackboneConfig) -> Path | None:
+    """The file of ``backbone.pretrained``, here or in the model folder; None where it is true or false."""
+    if not isinstance(config.pretrained, Path):
+        return None
+    for place in (config.pretrained, models_root() / config.pretrained):
+        if place.is_file():
+            return place
+    raise BenchmarkError(
+        f"backbone.pretrained={config.pretrained}: no such file, nor in the model folder {models_root()}; "
+        "name a safetensors file or say false"
+    )

