@@ -1,0 +1,95 @@
+"""The page of a study in Markdown: a table over all runs, settings, and accuracy matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+Result = dict[str, Any]
+
+COLUMNS: dict[str, Callable[[Result], float | None]] = {
+    "final average": lambda result: result["final_average_accuracy"],
+    "anytime": lambda result: result["average_anytime_accuracy"],
+    "own task": lambda result: fmean(row[index] for index, row in enumerate(result["accuracy_matrix"])),
+    "forgetting": lambda result: result["forgetting"],
+    "backward transfer": lambda result: result["backward_transfer"],
+}
+BYTES = 2**20
+
+
+def page(title: str, about: str, command: str, results: dict[str, list[Result]], matrices: bool) -> str:
+    """The whole page; every number in it comes from ``results``: label -> result.json of each seed."""
+    first = next(iter(results.values()))[0]
+    parts = [f"# {title}", about.strip(), stream_line(first), table(results), legend(results, command)]
+    if matrices:
+        parts += [matrix(label, runs[0]) for label, runs in results.items()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def stream_line(result: Result) -> str:
+    """What was run on; a subset is named, so that its numbers are not taken for those on all data."""
+    limits = ", ".join(f"{name} {limit}" for name, limit in result["subset"].items())
+    subset = f" Subset: {limits}." if limits else ""
+    order = result["order_seed"]
+    return (
+        f"Stream of the first row: {result['benchmark']}, {len(result['task_names'])} tasks, "
+        f"scenario {result['scenario']}, order seed {'none' if order is None else order}.{subset}"
+    )
+
+
+def table(results: dict[str, list[Result]]) -> str:
+    """One line a row: mean and, over several seeds, standard error; seconds and memory of the first worker."""
+    reference = mean_of(next(iter(results.values())), training_seconds)
+    heads = ["", *COLUMNS, "minutes", "training time", "peak memory"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
+    for label, runs in results.items():
+        cells = [percent([column(run) for run in runs]) for column in COLUMNS.values()]
+        minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
+        relative = mean_of(runs, training_seconds) / reference if reference else 0.0
+        memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / BYTES)
+        row = [label, *cells, f"{minutes:.1f}", f"{relative:.2f}x", f"{memory:.0f} MiB"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def mean_of(runs: Sequence[Result], value: Callable[[Result], float]) -> float:
+    return fmean(value(run) for run in runs)
+
+
+def training_seconds(result: Result) -> float:
+    return result["seconds"]["train"] + result["seconds"]["method"]
+
+
+def percent(values: Sequence[float | None]) -> str:
+    """Mean in per cent, with the standard error where there are several values."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "–"
+    error = f" ± {stdev(known) / len(known) ** 0.5:.1f}" if len(known) > 1 else ""
+    return f"{fmean(known):.1f}{error}"
+
+
+def legend(results: dict[str, list[Result]], command: str) -> str:
+    """What the columns mean, and how to repeat the page."""
+    seeds = [run["seed"] for run in next(iter(results.values()))]
+    error = ", ± standard error over them" if len(seeds) > 1 else ""
+    return (
+        f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Own task*: mean score of each task just after "
+        "it was learned. *Minutes* hold evaluation and preparation; *training time* is relative to the first row; "
+        f"*peak memory* is one worker's.\n\nRepeat with `{command}`."
+    )
+
+
+def matrix(label: str, result: Result) -> str:
+    """Rows: after which task; columns: on which task."""
+    names = result["task_names"]
+    kinds = dict.fromkeys(result["scores"])
+    lines = [f"## {label}", f"Score: {', '.join(kinds)}, in %; row: after learning the task, column: on the task."]
+    lines += ["", "| after | " + " | ".join(names) + " |", "| --- " + "| ---: " * len(names) + "|"]
+    for name, row in zip(names, result["accuracy_matrix"], strict=True):
+        lines.append(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
+    if result["unmasked_matrix"]:
+        last = ", ".join(f"{100 * value:.1f}" for value in result["unmasked_matrix"][-1])
+        lines += ["", f"With all seen classes competing, after the last task: {last}."]
+    return "\n".join(lines)
