@@ -10,7 +10,8 @@ test: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -p orchestrator -p methods -p benchmarks -m run
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto -m "not ray and not slow"
+	.venv/bin/pytest -m "ray and not slow"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 2; }

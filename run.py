@@ -76,11 +76,11 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="page to write; default: docs/<study>.md")] = None,
 ) -> None:
     """Run all rows of a study and write one page with their table; goes on where it stopped."""
-    from orchestrator.launch import launch_run
+    from orchestrator.launch import check_run, launch_run
     from orchestrator.study import run_study
 
     page = output or PROJECT / "docs" / f"{study.stem}.md"
-    run_study(study, page, settings or [], launch_run)
+    run_study(study, page, settings or [], check_run, launch_run)
     print(f"page: {page}")
 
 
@@ -94,6 +94,16 @@ def methods() -> None:
 def benchmarks() -> None:
     """List the benchmarks."""
     listing("benchmark")
+
+
+@app.command()
+def options() -> None:
+    """List what every group of settings can name, as in backbone=minilm or paper=treelora_cifar100."""
+    from orchestrator.compose import GROUPS
+
+    for group in GROUPS:
+        print(f"\n{group}=")
+        listing(group)
 
 
 def listing(group: str) -> None:

@@ -6,6 +6,7 @@ trials may ask for it at once and none ever sees half of it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from benchmarks.dataset import BenchmarkError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def cache_root() -> Path:
     """``EVERGREEN_CACHE``, else the user's cache folder."""
@@ -25,22 +30,44 @@ def cache_root() -> Path:
 
 
 def cached(kind: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """The folder that ``make`` fills for ``made_from`` (plain JSON values), and whether it was made just now."""
+    """The folder that ``make`` fills for ``made_from`` (plain JSON values), and whether it was made just now.
+
+    BenchmarkError where the cache cannot be written or the disk is full.
+    """
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_root() / f"{kind}-{digest}"
     if folder.exists():
         return folder, False
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(folder.parent)
     with FileLock(f"{folder}.lock"):
         if folder.exists():
             return folder, False
-        beside = folder.with_name(f"{folder.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        try:
-            make(beside)
-        except BaseException:  # an interruption too must not leave gigabytes behind
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        beside.rename(folder)
+        make_whole(folder, make)
     return folder, True
+
+
+def make_whole(folder: Path, make: Callable[[Path], None]) -> None:
+    beside = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        make(beside)
+    except BaseException as error:  # an interruption too must not leave gigabytes behind
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise unusable(folder.parent, error.strerror) from None
+        raise
+    beside.rename(folder)
+
+
+def check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(root, error.strerror) from None
+    if not os.access(root, os.W_OK):
+        raise unusable(root, "Permission denied")
+
+
+def unusable(root: Path, reason: str | None) -> BenchmarkError:
+    return BenchmarkError(f"{root}: the cache cannot be written ({reason}); name another folder with EVERGREEN_CACHE")

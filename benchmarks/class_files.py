@@ -44,7 +44,7 @@ def image_dataset(
     """Classes and domains in the order of their names; ``names`` are readable ones.
 
     A class or domain without train or test image raises BenchmarkError that begins with ``place``, or with
-    ``skip_bad`` is left out and named after ``skipped``.
+    ``skip_bad`` is left out and named after ``skipped``, with ``place`` too.
     """
     if not found:
         raise BenchmarkError(f"{place}: no class folder with images in it; put the images of each class in one")
@@ -57,7 +57,8 @@ def image_dataset(
         )
     if problems:
         rest = [f for f in found if f.name not in classes and f.domain not in domains]
-        return image_dataset(rest, place, skip_bad, [*skipped, *problems], names)
+        named = [f"{place}: {problem}" for problem in problems]
+        return image_dataset(rest, place, skip_bad, [*skipped, *named], names)
     class_names, group_names = sorted({f.name for f in found}), sorted({f.domain for f in found} - {""})
     train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))
     return Dataset(train, test, [names.get(n, n) for n in class_names], group_names, list(skipped))

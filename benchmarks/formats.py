@@ -18,12 +18,14 @@ class ImageFormat:
 class TextFormat:
     """Tokens of ``tokenizer`` (a folder or hub name; ``gguf_file`` names the file inside it where there is one).
 
-    ``answers`` says that the backbone writes its answers: labelled texts then become prompts.
+    ``answers`` says that the backbone writes its answers: labelled texts then become prompts. ``limit``: tokens that
+    it can read, those of an answer included; None where any number.
     """
 
     tokenizer: str
     answers: bool
     gguf_file: str | None = None
+    limit: int | None = None
 
 
 Format = ImageFormat | TextFormat

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy
+import torch
 
 from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 
@@ -56,24 +57,40 @@ def group_part(data: Dataset, group: int, classes: list[int]) -> Part:
 def own_tasks(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
     """The data's own tasks; those that ``benchmark.tasks`` names, in its order."""
     refuse_class_limit(config)
-    assert data.train.groups is not None
     chosen = named_groups(data, config)
     ordered = pick(chosen, permutation(len(chosen), order_seed))
-    labels = [data.train.labels[data.train.groups == group].unique().tolist() for group in ordered]
-    return [group_part(data, g, [c for c in own if c != FREE]) for g, own in zip(ordered, labels, strict=True)]
+    return [group_part(data, group, own_classes(data, group)) for group in ordered]
+
+
+def own_classes(data: Dataset, group: int) -> list[int]:
+    """Those of a task's rows in either split; none where its answers are free."""
+    labels = [split.labels[split.groups == group] for split in (data.train, data.test) if split.groups is not None]
+    return [label for label in torch.cat(labels).unique().tolist() if label != FREE]
 
 
 def domains(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
     """Every domain with all classes."""
-    if not data.group_names or isinstance(config.tasks, int):
+    if not data.group_names:
         raise BenchmarkError(
-            f"benchmark.scenario=domain: {config.name} needs domains of its own, as in benchmark=image_folder with "
-            "DIR/DOMAIN/CLASS/*, and no number of tasks"
+            f"benchmark.scenario=domain: {config.name} has no domains of its own, as benchmark=image_folder has them "
+            "with DIR/DOMAIN/CLASS/*"
+        )
+    if isinstance(config.tasks, int):
+        raise BenchmarkError(
+            f"benchmark.tasks={config.tasks}: each domain of {config.name} is a task; say null, or name some of them"
         )
     refuse_class_limit(config)
     chosen = named_groups(data, config)
     classes = list(range(len(data.class_names)))
     return [group_part(data, g, classes) for g in pick(chosen, permutation(len(chosen), order_seed))]
+
+
+def shared_classes(data: Dataset) -> Dataset:
+    """Classes of one name as one class: tasks of text come with classes of their own."""
+    names = list(dict.fromkeys(data.class_names))
+    numbers = torch.tensor([*map(names.index, data.class_names), FREE])  # FREE is the last one
+    train, test = (replace(split, labels=numbers[split.labels]) for split in (data.train, data.test))
+    return replace(data, train=train, test=test, class_names=names)
 
 
 def named_groups(data: Dataset, config: StreamConfig) -> list[int]:

@@ -31,6 +31,7 @@ def prepare(
 
 def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConfig, form: TextFormat) -> Prepared:
     """Tokens; for a backbone that writes, a labelled text becomes a prompt and its label word the answer."""
+    check_length(config, form)
     contents = [item for item in taken(records, rows) if isinstance(item, str)]
     if len(contents) < len(rows):
         raise BenchmarkError(f"benchmark={config.name}: its rows are images; choose a backbone that reads them")
@@ -50,6 +51,17 @@ def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConf
         for row, label, part in zip(rows.tolist(), labels, owners, strict=True)
     ]
     return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length)
+
+
+def check_length(config: StreamConfig, form: TextFormat) -> None:
+    """BenchmarkError where the settings allow texts, with their answers, beyond the backbone's positions."""
+    room = config.text.answer_length if form.answers else 0
+    if form.limit is not None and config.text.length + room > form.limit:
+        beside = f" with an answer of {room}" if room else ""
+        raise BenchmarkError(
+            f"benchmark.text.length={config.text.length}: the backbone reads {form.limit} tokens{beside} at most; "
+            f"use {form.limit - room} or less"
+        )
 
 
 def with_name(text: str, part: Part, config: StreamConfig) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import hub_texts, image_folder, image_lists, images, omniglot, texts, torchvision_sets  # noqa: F401  register
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
 from benchmarks.formats import Format
-from benchmarks.parts import Part, divide
+from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
 from benchmarks.scores import check_score
 
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """All tasks in order. ``preparation`` counts the rows prepared just now and names what was left out."""
+    """All tasks in order. ``fresh`` counts the rows prepared just now, ``skipped`` names what was left out."""
 
     name: str
     scenario: str
@@ -98,7 +98,8 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
 def read(config: StreamConfig) -> Dataset:
     if config.source not in SOURCES:
         raise BenchmarkError(f"benchmark.source={config.source}: choose one of {', '.join(sorted(SOURCES))}")
-    return SOURCES[config.source](config)
+    data = SOURCES[config.source](config)
+    return shared_classes(data) if config.scenario == "domain" else data
 
 
 def score_of(part: Part, config: StreamConfig) -> str:

@@ -20,6 +20,7 @@ from methods import MethodConfig
 Positive = Annotated[int, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100
 
 
 class Settings(BaseModel):
@@ -104,7 +105,7 @@ class Experiment(Settings):
     @field_validator("name")
     @classmethod
     def stays_in_folder(cls, name: str) -> str:
-        if not SAFE_NAME.fullmatch(name) or len(name) > 100:
+        if not SAFE_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise ValueError("use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit")
         return name
 

@@ -22,7 +22,7 @@ from orchestrator.config import Experiment
 from orchestrator.console import messages, watching, where_stopped
 from orchestrator.errors import UserError
 from orchestrator.records import close_run, close_sweep, open_record
-from orchestrator.session import claim, claim_sweep, read_stream
+from orchestrator.session import claim, claim_sweep, is_finished, read_stream
 from orchestrator.sweep import check_space, completed, samples, space_of, sweep
 from orchestrator.tracking import tracking_uri
 from orchestrator.trainer import finished, train
@@ -30,7 +30,7 @@ from orchestrator.trainer import finished, train
 
 def launch_run(experiment: Experiment) -> dict[str, Any]:
     """Train one run with progress, record and report; returns result.json's content."""
-    check(experiment)
+    check_run(experiment)
     folder = experiment.folder
     if claim(experiment):
         messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another run")
@@ -66,6 +66,12 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
         if trial["status"] == "failed":
             messages.print(f"trial {trial['id']} failed: {trial['error']}; the same command tries it again")
     return summary
+
+
+def check_run(experiment: Experiment) -> None:
+    """All that can be refused before a run starts; a finished one needs neither data nor weights."""
+    if not is_finished(experiment):
+        check(experiment)
 
 
 def check(experiment: Experiment) -> None:

@@ -36,12 +36,12 @@ class Learner:
         self.settings, self.seed, self.stream, self.place = experiment.train, experiment.seed, stream, place
         try:
             self.model = build_model(experiment.backbone, experiment.head, stream, experiment.seed)
+            if self.settings.gradient_checkpointing:
+                self.model.save_memory()
         except BenchmarkError as error:
             raise UserError(str(error)) from None
         self.method = method_class(experiment.method.name)(experiment.method)
         self.method.adapt(self.model.backbone, self.model.targets)
-        if self.settings.gradient_checkpointing:
-            self.model.save_memory()
         self.half = half_precision(self.settings.precision, place.device)
         self.wrapped = place.spread(self.model, self.half)
         self.method.bind(place.levels(self.model), chooser)
@@ -63,7 +63,7 @@ class Learner:
 
     def epochs(self, task: Task) -> int:
         """Passes over ``task``: none where nothing of it is learned by gradient."""
-        if self.model.closed_form and not self.method.adapts(task.index):
+        if not self.method.adapts(task.index) and (self.model.closed_form or not self.model.head_parameters(task)):
             return 0
         epochs = self.settings.epochs
         return epochs if isinstance(epochs, int) else epochs[min(task.index, len(epochs) - 1)]
@@ -78,9 +78,10 @@ class Learner:
             {"params": adapters, "lr": rate or settings.learning_rate},
             {"params": self.model.head_parameters(task), "lr": settings.head_learning_rate},
         ]
+        groups = [group for group in groups if group["params"]]
         own = {"momentum": settings.betas[0]} if settings.optimizer == "sgd" else {"betas": settings.betas}
         kind = OPTIMIZERS[settings.optimizer]
-        self.optimizer = kind([g for g in groups if g["params"]], weight_decay=settings.weight_decay, **own)
+        self.optimizer = kind(groups, weight_decay=settings.weight_decay, **own) if groups else None
 
     def begin_task(self, task: Task, steps: int) -> None:
         self.select(task)
@@ -100,6 +101,7 @@ class Learner:
             torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
             self.wrapped.train()
             loss = sum((self.backward(part, len(rows)) for part in self.parts(rows)), torch.zeros(()))
+            self.place.average_gradients(self.model)
         if not torch.isfinite(loss):
             raise UserError(f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate")
         with self.timed("method"):

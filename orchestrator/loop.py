@@ -27,7 +27,7 @@ class Position:
     test: list[list[float]] = field(default_factory=list)  # accuracy matrix, row = after task
     validation: list[list[float]] = field(default_factory=list)
     unmasked: list[list[float]] = field(default_factory=list)  # test, all seen classes competing; scenario task only
-    losses: list[float | None] = field(default_factory=list)  # last loss of each task
+    losses: list[float | None] = field(default_factory=list)  # last loss of each task, None where it took no step
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +49,7 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
     for task in stream.tasks[position.task :]:
         steps = steps_of(task, learner)
         if position.step == 0:
+            position.loss = None
             learner.begin_task(task, steps)
         for rows in list(batches(task, learner))[position.step :]:
             position.loss = learner.step(rows, position.step)

@@ -186,6 +186,12 @@ def claim(experiment: Experiment) -> bool:
     UserError if the name belongs to a run with other settings: nothing is overwritten.
     """
     take_folder(experiment, experiment.identity())
+    return is_finished(experiment)
+
+
+def is_finished(experiment: Experiment) -> bool:
+    """Whether the run's folder has its result; UserError if the folder belongs to something else."""
+    check_folder(experiment, experiment.identity())
     return (experiment.folder / "result.json").exists()
 
 
@@ -195,21 +201,26 @@ def claim_sweep(experiment: Experiment) -> None:
 
 
 def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
-    file = experiment.folder / "experiment.json"
-    found = read_json(file)
+    if check_folder(experiment, wanted) != wanted:
+        try:
+            write_json(experiment.folder / "experiment.json", wanted)
+        except OSError as error:
+            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
+
+
+def check_folder(experiment: Experiment, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What the folder holds: ``wanted``, nothing, or a run that never began; UserError for anything else."""
+    found = read_json(experiment.folder / "experiment.json")
     begun = any((experiment.folder / name).exists() for name in BEGUN)
     if found is None or (found != wanted and not begun):
         refuse_strangers(experiment.folder)
-        try:
-            write_json(file, wanted)
-        except OSError as error:
-            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
     elif found != wanted:
         setting, old, new = difference(found, wanted)
         raise UserError(
             f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
             "choose another name=… or remove that folder"
         )
+    return found
 
 
 def refuse_strangers(folder: Path) -> None:

@@ -97,14 +97,19 @@ class Place:
 
 def adapters_and_head(model: nn.Module) -> dict[str, Any]:
     """All trainable tensors, whole, on the first worker; empty on the others."""
-    return get_model_state_dict(model, options=WHOLE)
+    names = trainable(model)
+    # A frozen tensor under two names, as tied embeddings are, is ignored under the first one alone.
+    return {name: value for name, value in get_model_state_dict(model, options=WHOLE).items() if name in names}
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def load_adapters_and_head(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse, from the whole tensors on every worker; ValueError if a name or shape does not fit."""
-    names = {name for name, p in model.named_parameters() if p.requires_grad}
-    if names != set(state):
-        raise ValueError(f"the checkpoint has other tensors: {sorted(names ^ set(state))[:3]}")
+    if other := trainable(model) ^ set(state):
+        raise ValueError(f"the checkpoint has other tensors: {sorted(other)[:3]}")
     set_model_state_dict(model, dict(state), options=PARTIAL)
 
 

@@ -48,9 +48,14 @@ def table(results: dict[str, list[Result]]) -> str:
         minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
         relative = mean_of(runs, training_seconds) / reference if reference else 0.0
         memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / BYTES)
-        row = [label, *cells, f"{minutes:.1f}", f"{relative:.2f}x", f"{memory:.0f} MiB"]
+        row = [cell(label), *cells, f"{minutes:.1f}", f"{relative:.2f}x", f"{memory:.0f} MiB"]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """In a table, a bar would end the cell."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def mean_of(runs: Sequence[Result], value: Callable[[Result], float]) -> float:
@@ -83,7 +88,7 @@ def legend(results: dict[str, list[Result]], command: str) -> str:
 
 def matrix(label: str, result: Result) -> str:
     """Rows: after which task; columns: on which task."""
-    names = result["task_names"]
+    names = [cell(name) for name in result["task_names"]]
     kinds = dict.fromkeys(result["scores"])
     lines = [f"## {label}", f"Score: {', '.join(kinds)}, in %; row: after learning the task, column: on the task."]
     lines += ["", "| after | " + " | ".join(names) + " |", "| --- " + "| ---: " * len(names) + "|"]

@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
+from tests.tiny import MODELS, tiny_model
 
 SMALL = ["benchmark.tasks=3", "benchmark.train_per_class=24", "benchmark.test_per_class=10", "train.epochs=2"]
 SMALL += ["train.batch_size=12", "method.search.every=2", "tracking.enabled=false"]
@@ -35,3 +36,9 @@ def small_experiment(folder: Path, *settings: str) -> Experiment:
 def small(tmp_path: Path) -> Callable[..., Experiment]:
     """Small experiments in this test's folder: ``small("name=a", "seed=1")``."""
     return functools.partial(small_experiment, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each kind of tiny transformers model."""
+    return {kind: tiny_model(tmp_path_factory.mktemp("models") / kind, kind) for kind in MODELS}

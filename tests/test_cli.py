@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.compose import option_names
+from orchestrator.compose import GROUPS, option_names
 
-COMMANDS = ("train", "sweep", "methods", "benchmarks", "submit", "jobs", "logs", "stop", "watch")
+COMMANDS = ("train", "sweep", "compare", "methods", "benchmarks", "options", "submit", "jobs", "logs", "stop", "watch")
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"
 KEYS = {"name", "method", "benchmark", "seed", "order_seed", "config", "accuracy_matrix", "final_average_accuracy"}
 KEYS |= {"average_anytime_accuracy", "backward_transfer", "forgetting", "forward_transfer", "seconds"}
-KEYS |= {"trainable_parameters", "versions"}
+KEYS |= {"trainable_parameters", "versions", "unmasked_matrix", "prepared_rows", "peak_memory_bytes"}
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 def load_run() -> ModuleType:
-    file = Path(__file__).resolve().parent.parent / "run.py"
+    file = PROJECT / "run.py"
     spec = importlib.util.spec_from_file_location("run", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -84,17 +85,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "negative workers": (["scale.workers=-1"], "scale.workers=-1: should be greater than or equal to 0"),
     "unknown method": (["method=treelor"], "method=treelor: choose one of "),
     "unknown benchmark": (["benchmark=split_digit"], "benchmark=split_digit: choose one of "),
-    "missing data": (["benchmark=array", "benchmark.path=/nowhere.npz"], "benchmark.path=/nowhere.npz: no such file, "),
-    "no data": (["benchmark=array"], "benchmark.path: name the npz file to read, "),
+    "missing data": (["benchmark=array", "benchmark.path=/nowhere.npz"], "benchmark.path=/nowhere.npz: not found, "),
+    "no data": (["benchmark=array"], "benchmark.path: name the file or folder to read, "),
     "too many tasks": (["benchmark.tasks=11"], "benchmark.tasks=11: split_digits has only 10 classes"),
     "name with a separator": (["name=a/b"], "name=a/b: use letters, digits, "),
     "missing weights": (
         ["backbone.pretrained=/nowhere.safetensors"],
-        "backbone.pretrained=/nowhere.safetensors: no such file; name a safetensors file or say false",
+        "backbone.pretrained=/nowhere.safetensors: no such file, nor in the model folder ",
     ),
     "unknown backbone": (
         ["backbone.name=micro_vot"],
-        "backbone.name=micro_vot: timm has no such model; did you mean micro_vit?",
+        "backbone.name=micro_vot: no ",
     ),
 }
 REFUSED_SWEEPS: dict[str, tuple[list[str], str]] = {
@@ -187,6 +188,13 @@ def test_listings_are_one_line_for_each_option(command: str, group: str, capsys:
     assert printed.err == ""
 
 
+def test_all_options_are_listed_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("options") == 0
+    printed = capsys.readouterr().out.strip().split("\n\n")
+    found = {block.splitlines()[0]: [line.split()[0] for line in block.splitlines()[1:]] for block in printed}
+    assert found == {f"{group}=": option_names(group) for group in GROUPS}
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     helped = capsys.readouterr()
@@ -238,6 +246,10 @@ def test_a_result_has_all_its_numbers(finished: tuple[Path, str]) -> None:
     assert [len(row) for row in result["accuracy_matrix"]] == [2, 2]
     assert result["final_average_accuracy"] == sum(result["accuracy_matrix"][1]) / 2
     assert result["config"]["train"]["epochs"] == 1
+    assert (result["scenario"], result["scores"], result["unmasked_matrix"]) == ("class", ["accuracy"] * 2, [])
+    assert (result["subset"], result["skipped"]) == ({"train_per_class": 4, "test_per_class": 4}, [])
+    assert result["prepared_rows"] == 0, "digits are images already"
+    assert 10**8 < result["peak_memory_bytes"] < 10**11
     assert result["trainable_parameters"] == 6 * 4 * (128 + 384) + 128 * 10 + 10, "adapters on qkv, and the head"
     assert {"torch", "ray", "peft"} <= set(result["versions"])
     seconds = result["seconds"]

@@ -279,7 +279,9 @@ def test_a_class_folder_without_images_is_refused_or_left_out(root: Path, conten
         (root / "dog" / "notes.txt").write_text("no image")
     assert refusal(root) == f"benchmark.path={root}: class 'dog' has no train or test image{WAY_OUT}"
     data = read(root, skip_bad=True)
-    assert data.class_names == ["cat"] and data.skipped == ["class 'dog' has no train or test image"]
+    assert data.class_names == ["cat"] and data.skipped == [
+        f"benchmark.path={root}: class 'dog' has no train or test image"
+    ]
 
 
 def test_a_class_of_one_split_only_is_refused_or_left_out(root: Path) -> None:
@@ -289,7 +291,8 @@ def test_a_class_of_one_split_only_is_refused_or_left_out(root: Path) -> None:
     assert refusal(root) == f"benchmark.path={root}: class 'bee' has no train image{more}{WAY_OUT}"
     data = read(root, skip_bad=True)
     assert data.class_names == ["cat"] and data.train.labels.tolist() == data.test.labels.tolist() == [0, 0]
-    assert data.skipped == ["class 'bee' has no train image", "class 'emu' has no test image"]
+    place = f"benchmark.path={root}: class"
+    assert data.skipped == [f"{place} 'bee' has no train image", f"{place} 'emu' has no test image"]
 
 
 def test_a_class_of_one_image_is_refused(root: Path) -> None:
@@ -318,7 +321,7 @@ def test_a_domain_without_images_is_refused_or_left_out(root: Path) -> None:
     assert refusal(root, scenario="domain") == expected
     data = read(root, scenario="domain", skip_bad=True)
     assert data.group_names == ["photo", "sketch"]
-    assert data.skipped == ["domain 'quickdraw' has no train or test image"]
+    assert data.skipped == [f"benchmark.path={root}: domain 'quickdraw' has no train or test image"]
 
 
 def test_domains_are_not_taken_for_classes(root: Path) -> None:

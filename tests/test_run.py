@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.stream import Task, TaskStream
+from benchmarks.dataset import Batch
+from benchmarks.formats import ImageFormat
+from benchmarks.models.classifier import Classifier
+from benchmarks.stream import Task, TaskStream, build_stream
 from methods.treelora import TreeLoRA
 from orchestrator import checkpoint, session
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
-from orchestrator.learner import Learner
+from orchestrator.learner import Learner, part
 from orchestrator.session import read_stream
-from orchestrator.sharding import Place
+from orchestrator.sharding import Place, load_adapters_and_head
 from orchestrator.trainer import finished, train, train_here
 from orchestrator.tree_actor import make_service
 from tests.conftest import small_experiment
@@ -148,9 +152,6 @@ def planted(small: Make, copied: int) -> TaskStream:
 
 
 def read_stream_as_built(small: Make) -> TaskStream:
-    from benchmarks.formats import ImageFormat
-    from benchmarks.stream import build_stream
-
     return build_stream(small("benchmark.tasks=5", "benchmark.train_per_class=60").benchmark, None, ImageFormat(32))
 
 
@@ -223,3 +224,150 @@ def test_a_session_reports_once_a_task(small: Make) -> None:
     assert [r["task"] for r in reports] == [1, 2, 3]
     result = finished(experiment.folder)
     assert reports[-1]["test_accuracy"] == result["final_average_accuracy"]
+
+
+# --- closed-form heads and methods that adapt in part ---
+
+HEADS = {"gaussian": [], "prototype": [], "ranpac": ["head.projection=48"]}
+TWO = ["method=lora", "benchmark.tasks=2", "benchmark.classes=4", "benchmark.train_per_class=12", "train.epochs=1"]
+TWO += ["train.batch_size=8"]  # 3 steps a task
+STOPS = [("step", 0, 2), ("fit_head", 0, 0), ("step", 1, 0), ("fit_head", 1, 0)]
+
+
+def headed(folder: Path, head: str, *settings: str) -> Experiment:
+    batch = "train.evaluation_batch_size=5"  # several for the statistics of a task
+    return small_experiment(folder, *TWO, batch, f"head={head}", *HEADS[head], *settings)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Experiment, dict[str, Any]]]:
+    experiments = {head: headed(tmp_path_factory.mktemp(head), head, "name=whole") for head in HEADS}
+    return {head: (experiment, train(experiment)) for head, experiment in experiments.items()}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_with_a_closed_form_head_goes_on_where_it_stopped(
+    tmp_path: Path,
+    whole_runs: dict[str, tuple[Experiment, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    head: str,
+) -> None:
+    """Stopped four times: inside a task, before its first step, and within the pass for the statistics."""
+    experiment = headed(tmp_path, head, "name=stopped", "checkpoint.every=1")
+    for method, task, number in STOPS:
+        with monkeypatch.context() as patched:
+            stop_in(patched, method, task, number)
+            with pytest.raises(Interrupted):
+                train(experiment)
+    resumed = train(experiment)
+    whole, result = whole_runs[head]
+    for key in ("accuracy_matrix", "validation_matrix", "initial_accuracy"):
+        assert resumed[key] == result[key]
+    tensors = (checkpoint.load(experiment.folder) or ({}, {}))[0]
+    counts = "statistics.counts"
+    assert tensors[counts].flatten().tolist() == [11] * 4, "each train row once, however often it stopped"
+    assert same_tensors(experiment, whole)
+
+
+def stop_in(patched: pytest.MonkeyPatch, method: str, task: int, number: int) -> None:
+    """Stop in step ``number`` of ``task``, or half-way through the statistics of ``task``."""
+    step, collect = Learner.step, Classifier.collect
+
+    def failing_step(self: Learner, rows: Tensor, at: int) -> float:
+        if (method, self.task.index, at) == ("step", task, number):
+            raise Interrupted
+        return step(self, rows, at)
+
+    def failing_collect(self: Classifier, batch: Batch, valid: Tensor) -> None:
+        collect(self, batch, valid)
+        if method == "fit_head" and int(batch.labels.min()) >= 2 * task:
+            raise Interrupted
+
+    patched.setattr(Learner, "step", failing_step)
+    patched.setattr(Classifier, "collect", failing_collect)
+
+
+def trained_tensors(experiment: Experiment) -> dict[str, Tensor]:
+    found = checkpoint.load(experiment.folder)
+    assert found is not None
+    return found[0]
+
+
+def test_frozen_with_a_closed_form_head_takes_no_step(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = count_steps(monkeypatch)
+    experiment = small("method=frozen", "head=gaussian", "name=a")
+    result = train(experiment)
+    assert steps == [] and result["accuracy_matrix"][0][0] > 0.8
+    start = Learner(experiment, read_stream(experiment), Place(), None)
+    adapters = dict(start.model.named_parameters())
+    ended = {n: t for n, t in trained_tensors(experiment).items() if n.startswith("model.")}
+    assert ended and all(torch.equal(t, adapters[n.removeprefix("model.")]) for n, t in ended.items())
+    position = (checkpoint.load(experiment.folder) or ({}, {}))[1]["position"]
+    assert position["losses"] == [None, None, None]
+
+
+def test_frozen_with_a_trained_head_moves_the_head_alone(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = count_steps(monkeypatch)
+    experiment = small(*TWO, "method=frozen", "name=a")
+    train(experiment)
+    assert len(steps) == 6
+    assert moved_since_start(experiment) == {f"head.parts.{task}.{kind}" for task in (0, 1) for kind in PARAMETERS}
+
+
+PARAMETERS = ("weight", "bias")
+
+
+def moved_since_start(experiment: Experiment) -> set[str]:
+    start = Learner(experiment, read_stream(experiment), Place(), None)
+    before = dict(start.model.named_parameters())
+    ended = {n.removeprefix("model."): t for n, t in trained_tensors(experiment).items() if n.startswith("model.")}
+    return {name for name, tensor in ended.items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("head", ["linear", "gaussian"])
+def test_first_task_moves_adapters_in_the_first_task_alone(
+    small: Make, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    after: list[dict[str, Tensor]] = []
+    end = Learner.end_task
+
+    def noting(self: Learner) -> None:
+        end(self)
+        after.append({name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad})
+
+    monkeypatch.setattr(Learner, "end_task", noting)
+    steps = count_steps(monkeypatch)
+    experiment = small(*TWO, "method=first_task", f"head={head}", "name=a")
+    train(experiment)
+    assert any("lora_B" in name for name in moved_since_start(experiment))
+    moved = {name for name in after[0] if not torch.equal(after[0][name], after[1][name])}
+    assert moved == ({"head.parts.1.weight", "head.parts.1.bias"} if head == "linear" else set())
+    assert len(steps) == (6 if head == "linear" else 3)
+    position = (checkpoint.load(experiment.folder) or ({}, {}))[1]["position"]
+    assert [loss is None for loss in position["losses"]] == [False, head == "gaussian"]
+
+
+def test_statistics_are_sums_over_the_features_of_the_train_rows(small: Make) -> None:
+    experiment = small(*TWO, "method=first_task", "head=gaussian", "name=a", "train.evaluation_batch_size=5")
+    train(experiment)
+    tensors = trained_tensors(experiment)
+    learner = Learner(experiment, read_stream(experiment), Place(), None)
+    load_adapters_and_head(learner.model, part(tensors, "model."))
+    assert isinstance(learner.model, Classifier)
+    batches = [task.train.batch() for task in learner.stream.tasks]
+    with torch.no_grad():
+        features = torch.cat([learner.model.eval().features(batch.inputs) for batch in batches]).double()
+    labels = torch.cat([batch.labels for batch in batches])
+    sums = torch.stack([features[labels == label].sum(0) for label in range(4)])
+    assert tensors["statistics.counts"].flatten().tolist() == [11, 11, 11, 11]
+    assert torch.allclose(tensors["statistics.features"], sums, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(tensors["statistics.squares"], features.T @ features, rtol=1e-5, atol=1e-4)
+
+
+def test_frozen_features_need_a_head_that_compares_all_classes(small: Make) -> None:
+    """Sequential training of a linear head forgets even where the features stay."""
+    linear, gaussian = (
+        train(small("method=frozen", f"head={h}", f"name={h}", "train.epochs=1")) for h in ("linear", "gaussian")
+    )
+    assert gaussian["final_average_accuracy"] > linear["final_average_accuracy"] + 0.3
+    assert gaussian["final_average_accuracy"] > 0.75

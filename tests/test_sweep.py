@@ -10,10 +10,12 @@ from mlflow import MlflowClient
 from ray import tune
 
 from orchestrator.checkpoint import read_json
+from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 from orchestrator.launch import launch_sweep
 from orchestrator.sweep import check_space, corners, domain, samples, space_of, trial_experiment
+from tests import planted
 from tests.conftest import small_experiment
 
 Make = Callable[..., Experiment]
@@ -82,6 +84,25 @@ def test_a_sweep_leaves_its_trials_their_record_and_a_report(tmp_path: Path) -> 
     before = (experiment.folder / "sweep.json").stat().st_mtime_ns
     assert launch_sweep(experiment) == summary
     assert (experiment.folder / "sweep.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.ray
+def test_the_trials_of_a_sweep_find_their_images_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("EVERGREEN_CACHE", str(cache))
+    planted.classes(tmp_path / "images", "ant", "bee")
+    settings = ["name=sweep", "benchmark=image_folder", "benchmark.tasks=2", "method=lora", "train.epochs=1"]
+    settings += [f"benchmark.path={tmp_path / 'images'}", f"storage={tmp_path / 'runs'}", "tracking.enabled=false"]
+    experiment = load_experiment([*settings, "sweep.space.method.rank=[2,3]"])
+    summary = launch_sweep(experiment)
+    assert [trial["status"] for trial in summary["trials"]] == ["finished", "finished"]
+    made = [file for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    assert len(made) == 4, "images and bad files of two splits"
+    last = max(file.stat().st_mtime_ns for file in made)
+    for trial in summary["trials"]:
+        folder = Path(trial["folder"])
+        assert read_json(folder / "result.json")["prepared_rows"] == 0
+        assert (folder / "experiment.json").stat().st_mtime_ns > last, "and nothing is written later"
 
 
 @pytest.mark.ray

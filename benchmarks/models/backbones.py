@@ -63,7 +63,8 @@ def input_format(config: BackboneConfig) -> Format:
 
 
 def text_format(config: BackboneConfig) -> TextFormat:
-    return TextFormat(str(language.located(config.name)), language.kind(config) != "encoder", config.gguf_file)
+    folder, limit = str(language.located(config.name)), language.position_limit(config)
+    return TextFormat(folder, language.kind(config) != "encoder", config.gguf_file, limit)
 
 
 def build_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, seed: int) -> Model:
@@ -86,8 +87,9 @@ def targets(config: BackboneConfig, backbone: nn.Module) -> tuple[str, ...]:
     """The settings' own, else where the architecture's query and value projections are; checked to be there."""
     names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     wanted = config.targets or (vision.TARGETS if config.is_vision else language.known_targets(config)) or ()
-    if any(name == w or name.endswith(f".{w}") for name in names for w in wanted):
+    absent = [w for w in wanted if not any(name == w or name.endswith(f".{w}") for name in names)]
+    if wanted and not absent:
         return wanted
-    endings = ", ".join(sorted({name.split(".")[-1] for name in names}))
-    found = f"no module ends in one of {list(wanted)}" if wanted else "not known for this architecture"
-    raise BenchmarkError(f"backbone.targets: {found}; name endings among {endings}")
+    endings = ", ".join(sorted({name.split(".")[-1] for name in names})) or "nothing, it has none"
+    found = f"no linear module ends in {absent[0]!r}" if absent else "not known for this architecture"
+    raise BenchmarkError(f"backbone.targets: {found}; the linear modules of {config.name} end in {endings}")

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models import vision
-from benchmarks.models.weights import named_file
+from benchmarks.models.weights import named_file, read_weights
 from benchmarks.sources import models_root
 
 if TYPE_CHECKING:
@@ -44,23 +47,36 @@ def located(name: str) -> str | Path:
 
 def in_package(name: str) -> Path:
     package, _, folder = name.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise BenchmarkError(f"backbone.name={name}: the package {package} is not installed; install it with pip")
-    return Path(found.submodule_search_locations[0]) / folder
+    place = Path(found.submodule_search_locations[0]) / folder
+    if not place.is_dir():
+        raise BenchmarkError(f"backbone.name={name}: the package {package} has no folder {folder}")
+    return place
 
 
 @cache
 def architecture(name: str, gguf_file: str | None) -> PretrainedConfig:
     """The model's own description of itself."""
+    place = located(name)
     try:
-        return AutoConfig.from_pretrained(located(name), **gguf(gguf_file))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return AutoConfig.from_pretrained(place, **gguf(gguf_file))
+    except (ImportError, OSError, StrictDataclassError, ValueError) as error:
         raise BenchmarkError(
-            f"backbone.name={name}: no model that transformers can read ({reason}); "
+            f"backbone.name={name}: no model that transformers can read ({reason(error)}); "
             "name a folder with config.json, or a hub name where there is a network"
         ) from None
+
+
+def reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def position_limit(config: BackboneConfig) -> int | None:
+    """How many tokens the backbone can tell apart by their position; None where any number."""
+    found = architecture(config.name, config.gguf_file).get_text_config()
+    return getattr(found, "max_position_embeddings", None)
 
 
 def gguf(file: str | None) -> dict[str, str]:
@@ -80,21 +96,33 @@ def load(config: BackboneConfig) -> nn.Module:
     """The backbone in float32, with its language-modelling head where it writes answers."""
     auto = AUTO[kind(config)]
     if config.pretrained is True:
-        return auto.from_pretrained(located(config.name), dtype="float32", **gguf(config.gguf_file))
-    backbone: nn.Module = auto.from_config(architecture(config.name, config.gguf_file))
+        return loaded(config, partial(auto.from_pretrained, located(config.name), **gguf(config.gguf_file)))
+    about = copy.deepcopy(architecture(config.name, config.gguf_file))  # a model writes into its description
+    backbone: Any = auto.from_config(about, dtype="float32")
     if file := named_file(config):
-        load_weights(backbone, file, config)
+        weights = read_weights(file)
+        return loaded(config, partial(type(backbone).from_pretrained, None, config=about, state_dict=weights))
     return backbone
 
 
-def load_weights(backbone: nn.Module, file: Path, config: BackboneConfig) -> None:
-    """Load all weights from safetensors; weights that are tied to others may be missing in the file."""
-    missing, unexpected = backbone.load_state_dict({k: v.float() for k, v in load_file(file).items()}, strict=False)
-    tied = set(getattr(backbone, "all_tied_weights_keys", None) or {})
-    lost = [name for name in missing if name not in tied]
-    if lost or unexpected:
-        what = f"{lost[0]!r} is missing" if lost else f"{unexpected[0]!r} is not one of its"
-        raise BenchmarkError(f"backbone.pretrained={file}: not the weights of {config.name} ({what})")
+def loaded(config: BackboneConfig, read: Callable[..., Any]) -> nn.Module:
+    """What ``read`` gives, with an error where weights are missing: they would be random, and stay so."""
+    try:
+        backbone, found = read(dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True)
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise BenchmarkError(f"backbone.name={config.name}: its weights cannot be loaded ({reason(error)})") from None
+    check_complete([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])], config)
+    return backbone
+
+
+def check_complete(lost: Iterable[str], config: BackboneConfig) -> None:
+    """All weights are there but a pooler's, which nothing here uses."""
+    lost = sorted(name for name in lost if "pooler" not in name)
+    if lost:
+        file = f"backbone.pretrained={config.pretrained}" if named_file(config) else f"backbone.name={config.name}"
+        raise BenchmarkError(
+            f"{file}: not the weights of {config.name} ({lost[0]!r} is missing or of another size); name others"
+        )
 
 
 def known_targets(config: BackboneConfig) -> tuple[str, ...] | None:

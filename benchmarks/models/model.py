@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from benchmarks.dataset import Batch
+from benchmarks.dataset import Batch, BenchmarkError
 
 if TYPE_CHECKING:
     from benchmarks.stream import Task
@@ -76,10 +76,16 @@ class Model(nn.Module, ABC):
 
     def save_memory(self) -> None:
         """Recompute activations of the blocks in the backward pass (gradient checkpointing)."""
-        if hasattr(self.backbone, "gradient_checkpointing_enable"):
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        elif hasattr(self.backbone, "set_grad_checkpointing"):
-            self.backbone.set_grad_checkpointing(True)
+        enable = "activation_checkpointing_enable"  # of transformers
+        if not hasattr(self.backbone, enable):
+            enable = "set_grad_checkpointing"  # of timm
+        try:
+            getattr(self.backbone, enable)()
+        except (AssertionError, AttributeError, ValueError):
+            kind = type(self.backbone).__name__
+            raise BenchmarkError(
+                f"train.gradient_checkpointing=true: {kind} cannot recompute its activations; say false"
+            ) from None
 
 
 def block_names(model: nn.Module) -> list[str]:

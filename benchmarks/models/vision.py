@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.dataset import BenchmarkError
-from benchmarks.models.weights import named_file
+from benchmarks.models.weights import named_file, read_weights
 
 if TYPE_CHECKING:
     from benchmarks.models.backbones import BackboneConfig
@@ -96,7 +95,7 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 def load_weights(backbone: nn.Module, file: Path, config: BackboneConfig) -> None:
     """Load all weights of the backbone from safetensors; a classifier in the file is left out."""
-    tensors = {k: v.float() for k, v in load_file(file).items() if not k.startswith("head.")}
+    tensors = {name: tensor for name, tensor in read_weights(file).items() if not name.startswith("head.")}
     try:
         backbone.load_state_dict(tensors)
     except RuntimeError as error:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from benchmarks.dataset import BenchmarkError
 from benchmarks.sources import models_root
 
@@ -23,3 +27,11 @@ def named_file(config: BackboneConfig) -> Path | None:
         f"backbone.pretrained={config.pretrained}: no such file, nor in the model folder {models_root()}; "
         "name a safetensors file or say false"
     )
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, in float32."""
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except SafetensorError as error:
+        raise BenchmarkError(f"backbone.pretrained={file}: not a safetensors file ({error})") from None

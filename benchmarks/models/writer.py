@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.dataset import Batch
@@ -34,6 +34,8 @@ class AnswerWriter(Model):
     ) -> None:
         super().__init__(backbone, targets)
         self.tokenizer, self.length = tokenizer, length
+        # The model's own may sample, or forbid tokens that its training has.
+        self.backbone.generation_config = greedy(tokenizer, self.backbone.config, length)
 
     @abstractmethod
     def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
@@ -62,25 +64,19 @@ class AnswerWriter(Model):
 
     def written(self, prompts: Tensor) -> list[str]:
         """Greedy answers. Shards have to go on together, so all wait for the longest answer."""
-        tokens, mask = left_padded(prompts)
-        sharded = isinstance(next(self.backbone.parameters()), DTensor)
+        tokens, mask = self.padded(prompts)
         written = self.backbone.generate(
             input_ids=tokens,
             attention_mask=mask.long(),
-            max_new_tokens=self.length,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.pad_token,
-            eos_token_id=self.tokenizer.eos_token_id,
-            synced_gpus=sharded,
+            generation_config=self.backbone.generation_config,
+            synced_gpus=isinstance(self, FSDPModule),
         )
         start = 0 if self.backbone.config.is_encoder_decoder else tokens.shape[1]
         return self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
 
-    @property
-    def pad_token(self) -> int:
-        """Any token will do where a mask hides it; not all tokenizers have one of their own."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+    @abstractmethod
+    def padded(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens with their padding where this model wants it, any token there, and the mask."""
 
     def text(self, tokens: Tensor) -> list[str]:
         rows = [row[row != PADDING].tolist() for row in tokens.cpu()]
@@ -90,8 +86,11 @@ class AnswerWriter(Model):
 class Decoder(AnswerWriter):
     """Prompt and answer are one sequence; prompts are padded at the start, so that answers begin in one column."""
 
+    def padded(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        return left_padded(prompts)
+
     def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        tokens, mask = left_padded(prompts)
+        tokens, mask = self.padded(prompts)
         mask = torch.cat([mask, answers != PADDING], 1)
         tokens = torch.cat([tokens, answers.clamp(min=0)], 1)
         logits = self.logits(tokens, mask, keep=answers.shape[1] + 1, use_cache=False).logits[:, :-1]
@@ -99,7 +98,7 @@ class Decoder(AnswerWriter):
 
     def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
         """Each prompt is read once; all options go on from its cached keys and values in one batch."""
-        tokens, mask = left_padded(prompts)
+        tokens, mask = self.padded(prompts)
         count = len(options)
         read = self.logits(tokens, mask, keep=1, use_cache=True)
         logits = read.logits.repeat_interleave(count, 0)
@@ -124,6 +123,9 @@ class Decoder(AnswerWriter):
 class EncoderDecoder(AnswerWriter):
     """The encoder reads the prompt, once for all its options; the decoder writes the answer."""
 
+    def padded(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        return prompts.clamp(min=0), prompts != PADDING
+
     def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
         return self.repeated_likelihoods(prompts, answers, 1)
 
@@ -132,16 +134,30 @@ class EncoderDecoder(AnswerWriter):
         return self.repeated_likelihoods(prompts, answers, len(options)).sum(1).view(len(prompts), -1)
 
     def repeated_likelihoods(self, prompts: Tensor, answers: Tensor, count: int) -> Tensor:
-        mask = (prompts != PADDING).long()
-        hidden = self.backbone.get_encoder()(input_ids=prompts.clamp(min=0), attention_mask=mask).last_hidden_state
+        tokens, mask = self.padded(prompts)
+        hidden = self.backbone.get_encoder()(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         start = answers.new_full((len(answers), 1), self.backbone.config.decoder_start_token_id)
         output = self.backbone(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden.repeat_interleave(count, 0)),
-            attention_mask=mask.repeat_interleave(count, 0),
+            attention_mask=mask.long().repeat_interleave(count, 0),
             decoder_input_ids=torch.cat([start, answers[:, :-1].clamp(min=0)], 1),
             use_cache=False,
         )
         return token_likelihoods(output.logits, answers)
+
+
+def greedy(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, length: int) -> GenerationConfig:
+    """The likeliest token each time, up to ``length`` or the end token."""
+    # Any token pads where a mask hides it; not all tokenizers have one of their own.
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        max_new_tokens=length,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=padding,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
+    )
 
 
 def token_likelihoods(logits: Tensor, answers: Tensor) -> Tensor:
