@@ -8,6 +8,7 @@ import os
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing reports home
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own console; ours takes its place

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.dataset import Batch
+from benchmarks.dataset import Batch, BenchmarkError
 from benchmarks.models.backbones import BackboneConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
@@ -86,6 +87,14 @@ def test_recomputed_activations_give_the_same_gradients(tiny_models: dict[str, P
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0, name
         assert torch.allclose(gradients[name], gradient, rtol=1e-6, atol=1e-6), name
+
+
+def test_a_backbone_that_cannot_recompute_is_told(tiny_models: dict[str, Path]) -> None:
+    model = make_model(tiny_models, "micro_vit")
+    model.backbone = timm.create_model("vgg11", num_classes=0)
+    line = r"^train.gradient_checkpointing=true: VGG cannot recompute its activations; say false$"
+    with pytest.raises(BenchmarkError, match=line):
+        model.save_memory()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
