@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.dataset import FREE, BenchmarkError, Records, StreamConfig
-from benchmarks.decode import prepare_images
 from benchmarks.formats import Format, Prepared, TextFormat
+from benchmarks.images.decode import prepare_images
 from benchmarks.parts import Part
-from benchmarks.texts import as_prompt
-from benchmarks.tokens import prepare_texts
+from benchmarks.texts.folder import as_prompt
+from benchmarks.texts.tokens import prepare_texts
 
 
 def prepare(

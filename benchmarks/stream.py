@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks import hub_texts, image_folder, image_lists, images, omniglot, texts, torchvision_sets  # noqa: F401  register
+from benchmarks import images, texts  # noqa: F401  register their sources
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
 from benchmarks.formats import Format
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
-from benchmarks.scores import check_score
+from benchmarks.texts.scores import check_score
 
 
 @dataclass(frozen=True)

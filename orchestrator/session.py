@@ -75,7 +75,7 @@ class Session:
     def resume(self) -> None:
         """Bring learner, position and search to the newest checkpoint, or to the start."""
         found = checkpoint.load(self.experiment.folder)
-        tensors, values = found or ({}, {}); tensors = {k: v for k, v in tensors.items() if not k.startswith('statistics.')} if found and False else tensors
+        tensors, values = found or ({}, {})
         if found:
             self.position = Position(**values["position"])
             self.earlier = values["seconds"].pop("total")

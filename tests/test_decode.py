@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.dataset import BenchmarkError
-from benchmarks.decode import FILES_PER_WORKER, decode, prepare_images
 from benchmarks.formats import Prepared
+from benchmarks.images.decode import FILES_PER_WORKER, decode, prepare_images
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_many_files_are_decoded_by_workers_with_the_same_result(
         (processes / str(os.getpid())).touch()
         return decode(file, size)
 
-    monkeypatch.setattr("benchmarks.decode.decode", noted)
+    monkeypatch.setattr("benchmarks.images.decode.decode", noted)
     prepared = prepare_images(files, 2, False)
     expected = torch.stack([channels_first(noise(2, 2, index)) for index in range(count)])
     assert torch.equal(prepared.inputs, expected) and prepared.fresh == count

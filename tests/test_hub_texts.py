@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig
-from benchmarks.hub_texts import hub_texts
+from benchmarks.texts.hub import hub_texts
 from tests.test_texts import FILMS, NEWS, plain, read, written
 
 

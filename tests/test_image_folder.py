@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig
-from benchmarks.decode import prepare_images
-from benchmarks.image_folder import image_folder
+from benchmarks.images.decode import prepare_images
+from benchmarks.images.folder import image_folder
 from benchmarks.sources import data_root
 
 TINY = data_root() / "tiny_imagenet_200x50_20.zip"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.dataset import SOURCES, BenchmarkError, Dataset, Records, StreamConfig
-from benchmarks.image_folder import image_folder
-from benchmarks.image_lists import cub200, domainnet
+from benchmarks.images.folder import image_folder
+from benchmarks.images.lists import cub200, domainnet
 
 
 @pytest.fixture(autouse=True)

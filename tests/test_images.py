@@ -19,11 +19,11 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100, Omniglot
 
 from benchmarks.dataset import SOURCES, BenchmarkError, Dataset, StreamConfig
-from benchmarks.image_lists import cub200, domainnet
-from benchmarks.images import array, digits
-from benchmarks.omniglot import omniglot, omniglot_background
+from benchmarks.images.arrays import array, digits
+from benchmarks.images.lists import cub200, domainnet
+from benchmarks.images.omniglot import omniglot, omniglot_background
+from benchmarks.images.torchvision_sets import cifar100
 from benchmarks.sources import data_root
-from benchmarks.torchvision_sets import cifar100
 
 REAL_OMNIGLOT = data_root() / "omniglot_8alphabets_32px.npz"
 REAL_CIFAR = data_root() / "cifar100_100x100_50.npz"

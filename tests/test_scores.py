@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.dataset import BenchmarkError
-from benchmarks.sari import sari as sari_of_many
-from benchmarks.scores import SCORES, check_score, edit_similarity, exact_match, first_word, rouge_l, sari
+from benchmarks.texts.sari import sari as sari_of_many
+from benchmarks.texts.scores import SCORES, check_score, edit_similarity, exact_match, first_word, rouge_l, sari
 
 SOURCE = "About 95 species are currently accepted."
 REFERENCES = [

@@ -14,7 +14,7 @@ from benchmarks.dataset import Batch
 from benchmarks.formats import TextFormat
 from benchmarks.models.backbones import BackboneConfig, input_format
 from benchmarks.models.classifier import Classifier, TextClassifier
-from benchmarks.tokens import load_tokenizer, tokenise_texts
+from benchmarks.texts.tokens import load_tokenizer, tokenise_texts
 from orchestrator.compose import load_experiment
 from tests.models import adapted, classifier, one_task
 from tests.tiny import named

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import Prepared, TextFormat
 from benchmarks.sources import SHARED
-from benchmarks.tokens import load_tokenizer, prepare_texts, tokenise_answers
+from benchmarks.texts.tokens import load_tokenizer, prepare_texts, tokenise_answers
 
 STORIES = SHARED.parent / "models" / "stories260K"
 WORDS = ["[UNK]", "<s>", "</s>", "one", "two", "three", "four", "five"]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks.dataset import Batch
 from benchmarks.models.writer import AnswerWriter
 from benchmarks.sources import models_root
-from benchmarks.tokens import tokenise_answers, tokenise_texts
+from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
 from orchestrator.compose import load_experiment
 from tests.models import ANSWER_LENGTH, adapted, built, free_task, labelled_task, writer
 from tests.tiny import END, changed, named

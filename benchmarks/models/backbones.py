@@ -17,7 +17,7 @@ from benchmarks.models.heads import HeadConfig
 from benchmarks.models.model import Model
 from benchmarks.models.weights import named_file
 from benchmarks.models.writer import Decoder, EncoderDecoder
-from benchmarks.tokens import load_tokenizer
+from benchmarks.texts.tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from benchmarks.stream import TaskStream

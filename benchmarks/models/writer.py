@@ -19,8 +19,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.dataset import Batch
 from benchmarks.models.model import PADDING, Model, trimmed
-from benchmarks.scores import SCORES
-from benchmarks.tokens import tokenise_answers
+from benchmarks.texts.scores import SCORES
+from benchmarks.texts.tokens import tokenise_answers
 
 if TYPE_CHECKING:
     from benchmarks.stream import Task

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.archives import data_folder, folders
-from benchmarks.class_files import ClassFiles, image_dataset, own_split
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
-from benchmarks.image_lists import TINY_VALIDATION, tiny_validation
+from benchmarks.images.class_files import ClassFiles, image_dataset, own_split
+from benchmarks.images.lists import TINY_VALIDATION, tiny_validation
 from benchmarks.sources import check_options
 
 TESTS = ("test", "val", "validation")

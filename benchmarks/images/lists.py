@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from benchmarks.archives import data_folder
-from benchmarks.class_files import ClassFiles, image_dataset
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
+from benchmarks.images.class_files import ClassFiles, image_dataset
 from benchmarks.sources import check_options
 
 TINY_VALIDATION = "val/val_annotations.txt"

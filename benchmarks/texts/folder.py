@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.archives import data_folder, folders
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import located
-from benchmarks.text_rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
+from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

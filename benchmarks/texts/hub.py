@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import data_root
-from benchmarks.text_rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
+from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
 
 if TYPE_CHECKING:
     import datasets

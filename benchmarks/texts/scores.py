@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
 
-from benchmarks import sari as simplification
 from benchmarks.dataset import BenchmarkError
+from benchmarks.texts import sari as simplification
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

@@ -13,11 +13,11 @@ from torch import Tensor
 from torchvision.datasets import Omniglot
 
 from benchmarks.archives import folders
-from benchmarks.class_files import ClassFiles, image_dataset
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
-from benchmarks.images import as_images, as_labels, read_npz
+from benchmarks.images.arrays import as_images, as_labels, read_npz
+from benchmarks.images.class_files import ClassFiles, image_dataset
+from benchmarks.images.torchvision_sets import obtained
 from benchmarks.sources import check_options, located
-from benchmarks.torchvision_sets import obtained
 
 TRAIN_DRAWERS = 15
 
