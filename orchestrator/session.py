@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from benchmarks import metrics
@@ -24,6 +21,7 @@ from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 from orchestrator.learner import Learner, part
 from orchestrator.loop import Hooks, Position, learn
+from orchestrator.memory import forget_peak, peak_memory
 from orchestrator.sharding import Place
 
 PROGRESS_SECONDS = 0.3
@@ -55,6 +53,7 @@ class Session:
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.experiment, self.place, self.search, self.report = experiment, place, search, report
+        forget_peak(place.device)
         self.stream = read_stream(experiment)
         self.learner = Learner(experiment, self.stream, place, search)
         self.position = Position()
@@ -151,14 +150,6 @@ class Session:
             "method_report": details,
             "versions": {name: version(name) for name in VERSIONS},
         }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes this worker held: of the GPU's memory where it has one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_stream(experiment: Experiment) -> TaskStream:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sources import data_root
-from orchestrator.launch import launch_run
+from orchestrator.launch import check_run, launch_run
 from orchestrator.study import run_study
 
 STUDY = Path(__file__).parents[1] / "docs" / "studies" / "smollm2.yaml"
@@ -26,7 +26,7 @@ FILES = [data_root() / name for name in ("trace8.tar.gz", "cl15.tar.gz")]
 @pytest.mark.skipif(not all(file.exists() for file in FILES), reason=f"{FILES} are absent")
 def test_smollm2_learns_free_answers_and_label_words(tmp_path: Path) -> None:
     settings = [f"storage={tmp_path}", "tracking.enabled=false"]
-    results = run_study(STUDY, tmp_path / "page.md", settings, launch_run)
+    results = run_study(STUDY, tmp_path / "page.md", settings, check_run, launch_run)
     for (result,) in results.values():
         own = [row[task] for task, row in enumerate(result["accuracy_matrix"])]
         assert sum(own) > sum(result["initial_accuracy"])
