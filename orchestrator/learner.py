@@ -144,7 +144,8 @@ class Learner:
             self.model.eval()
             for rows, valid in self.shares(len(examples)):
                 batch = examples.take(rows).batch().to(self.place.device)
-                sums = sums + (self.model.scores(batch, task, candidates) * valid.to(self.place.device)[:, None]).sum(0)
+                found = self.model.scores(batch, task, candidates).double()
+                sums = sums + (found * valid.to(self.place.device)[:, None]).sum(0)
             assert isinstance(sums, Tensor)
             return (self.place.total(sums) / len(examples)).tolist()
 

@@ -107,6 +107,7 @@ def texts(tmp_path: Path) -> Path:
 
 def of_texts(root: Path, storage: Path) -> list[str]:
     chosen = ["benchmark=jsonl_folder", f"benchmark.path={root}", f"backbone.name={root.parent / 'bert'}"]
+    chosen += ["benchmark.text.length=32"]
     return [*chosen, f"storage={storage}", *QUICK]
 
 
