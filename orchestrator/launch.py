@@ -77,7 +77,7 @@ def check_run(experiment: Experiment) -> None:
 def check(experiment: Experiment) -> None:
     """Everything that can be wrong with an experiment on this machine."""
     try:
-        check_backbone(experiment.backbone)
+        check_backbone(experiment.backbone, experiment.head)
     except BenchmarkError as error:
         raise UserError(str(error)) from None
     check_workers_here(experiment)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.dataset import BenchmarkError
 from benchmarks.model_card import datasets, frozen_accuracy
 from benchmarks.models.backbones import BackboneConfig, check_backbone
+from benchmarks.models.heads import HeadConfig
 from benchmarks.models.vision import MICRO_VIT_WEIGHTS
 from benchmarks.sources import data_root
 from tests.models import classifier
@@ -66,9 +67,9 @@ def test_any_timm_model_can_be_named(tmp_path: Path) -> None:
 
 def test_wrong_names_and_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"backbone.name=micro_vti: .*did you mean micro_vit\?"):
-        check_backbone(BackboneConfig(name="micro_vti"))
+        check_backbone(BackboneConfig(name="micro_vti"), HeadConfig())
     with pytest.raises(BenchmarkError, match=r"backbone.pretrained=.*none.safetensors: no such file"):
-        check_backbone(BackboneConfig(pretrained=tmp_path / "none.safetensors"))
+        check_backbone(BackboneConfig(pretrained=tmp_path / "none.safetensors"), HeadConfig())
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BenchmarkError, match="not the weights of micro_vit"):
         classifier(BackboneConfig(pretrained=tmp_path / "other.safetensors"), 2)

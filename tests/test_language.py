@@ -14,6 +14,7 @@ from benchmarks.dataset import BenchmarkError, StreamConfig
 from benchmarks.formats import ImageFormat, TextFormat
 from benchmarks.models.backbones import BackboneConfig, check_backbone, input_format
 from benchmarks.models.classifier import ImageClassifier, TextClassifier
+from benchmarks.models.heads import HeadConfig
 from benchmarks.models.writer import Decoder, EncoderDecoder
 from benchmarks.sources import models_root
 from benchmarks.stream import build_stream
@@ -152,7 +153,7 @@ def test_unknown_names_are_told(name: str, line: str) -> None:
     config = BackboneConfig(name=name)
     assert told(config).startswith(line.split(":")[0])
     with pytest.raises(BenchmarkError, match=f"^{line}"):
-        check_backbone(config)
+        check_backbone(config, HeadConfig())
     with pytest.raises(BenchmarkError, match=f"^{line}"):
         input_format(config)
 

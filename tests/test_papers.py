@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import check_backbone
+from benchmarks.models.heads import HeadConfig
 from benchmarks.models.weights import named_file
 from benchmarks.sources import models_root
 from orchestrator.compose import CONFIGS, GROUPS, load_experiment, option_names
@@ -182,7 +183,7 @@ def test_every_backbone_is_tested() -> None:
 @pytest.mark.parametrize("option", ["micro_vit", "dinov2_small", "vit_base_augreg"])
 def test_backbones_of_timm_are_known_to_timm(option: str) -> None:
     config = load_experiment([f"backbone={option}"]).backbone
-    check_backbone(config)
+    check_backbone(config, HeadConfig())
     assert config.is_vision and config.pretrained is True
 
 
@@ -190,7 +191,7 @@ def test_backbones_of_timm_are_known_to_timm(option: str) -> None:
 def test_backbones_of_python_packages_are_found(option: str) -> None:
     if importlib.util.find_spec(IN_PACKAGES[option]) is None:
         pytest.skip(f"{IN_PACKAGES[option]} is not installed")
-    check_backbone(load_experiment([f"backbone={option}"]).backbone)
+    check_backbone(load_experiment([f"backbone={option}"]).backbone, HeadConfig())
 
 
 @pytest.mark.realdata
@@ -198,7 +199,7 @@ def test_backbones_of_python_packages_are_found(option: str) -> None:
 def test_backbones_of_the_model_folder_are_found(option: str) -> None:
     if not (models_root() / IN_MODEL_FOLDER[option]).exists():
         pytest.skip(f"no {IN_MODEL_FOLDER[option]} in the model folder")
-    check_backbone(load_experiment([f"backbone={option}"]).backbone)
+    check_backbone(load_experiment([f"backbone={option}"]).backbone, HeadConfig())
 
 
 def test_the_weights_of_ibot_are_read_from_the_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +208,9 @@ def test_the_weights_of_ibot_are_read_from_the_model_folder(tmp_path: Path, monk
     with pytest.raises(
         BenchmarkError, match=r"backbone.pretrained=ibot_vit_base_patch16_in21k.safetensors: no such file"
     ):
-        check_backbone(config)
+        check_backbone(config, HeadConfig())
     (tmp_path / "ibot_vit_base_patch16_in21k.safetensors").touch()
-    check_backbone(config)
+    check_backbone(config, HeadConfig())
     assert named_file(config) == tmp_path / "ibot_vit_base_patch16_in21k.safetensors"
 
 

@@ -43,13 +43,8 @@ def make(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Experiments on labelled or free tasks: ``make("bert", "labelled")``."""
     monkeypatch.setenv("EVERGREEN_CACHE", str(models / "cache"))
     places = ["benchmark=jsonl_folder", f"storage={tmp_path / 'runs'}", "tracking.enabled=false", "name=a"]
-    chosen = [
-        "method=lora",
-        "method.rank=8",
-        "train.batch_size=12",
-        "benchmark.text.answer_length=3",
-        "benchmark.text.length=32",
-    ]
+    chosen = ["method=lora", "method.rank=8", "train.batch_size=12"]
+    chosen += ["benchmark.text.answer_length=3", "benchmark.text.length=32"]
 
     def experiment(kind: str, data: str, *settings: str) -> Experiment:
         return load_experiment(

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.dataset import Batch
+from benchmarks.dataset import Batch, BenchmarkError
+from benchmarks.models.backbones import check_backbone
+from benchmarks.models.heads import HeadConfig
 from benchmarks.models.writer import AnswerWriter
 from benchmarks.sources import models_root
 from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
@@ -212,3 +214,9 @@ def test_stories260k_tells_a_story() -> None:
     assert answers == [plain_answer(model, prompt) for prompt in prompts]
     assert answers[0].startswith("girl named Lily.")
     assert model.option_likelihoods(prompts.long(), options.long()).argmax(1).tolist() == [0, 0]
+
+
+def test_a_head_is_refused_for_a_backbone_that_writes(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(BenchmarkError, match=r"^head.kind=gaussian: .* writes its answers without a head; say linear$"):
+        check_backbone(named(tiny_models["llama"]), HeadConfig(kind="gaussian"))
+    check_backbone(named(tiny_models["bert"]), HeadConfig(kind="gaussian"))

@@ -48,10 +48,12 @@ class BackboneConfig(BaseModel):
         return vision.is_vision(self.name)
 
 
-def check_backbone(config: BackboneConfig) -> None:
-    """BenchmarkError for a name or a weights file that does not exist, without building anything."""
+def check_backbone(config: BackboneConfig, head: HeadConfig) -> None:
+    """BenchmarkError for names and files that do not exist, and heads that do not fit; nothing is built."""
     if not config.is_vision:
         language.architecture(config.name, config.gguf_file)
+        if language.kind(config) != "encoder" and head.kind != "linear":
+            raise BenchmarkError(f"head.kind={head.kind}: {config.name} writes its answers without a head; say linear")
     named_file(config)
 
 
@@ -69,7 +71,7 @@ def text_format(config: BackboneConfig) -> TextFormat:
 
 def build_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, seed: int) -> Model:
     """A frozen backbone with a fresh head for ``stream``, or one that writes answers."""
-    check_backbone(config)
+    check_backbone(config, head)
     if config.is_vision:
         backbone, mean, std = vision.load(config)
         size = config.image_size or vision.own_image_size(config.name)
