@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from benchmarks.dataset import StreamConfig
-from benchmarks.models.backbones import BackboneConfig, build_model, input_format
+from benchmarks.models.backbones import build_model, input_format
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.vision import MICRO_VIT_WEIGHTS
 from benchmarks.stream import build_stream

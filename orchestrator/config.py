@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from benchmarks.dataset import StreamConfig
-from benchmarks.models.backbones import BackboneConfig
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from methods import MethodConfig
 

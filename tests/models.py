@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from benchmarks.dataset import BenchmarkError, Examples
-from benchmarks.models.backbones import BackboneConfig, build_model
+from benchmarks.models.backbones import build_model
 from benchmarks.models.classifier import Classifier
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.model_card import datasets, frozen_accuracy
-from benchmarks.models.backbones import BackboneConfig, check_backbone
+from benchmarks.models.backbones import check_backbone
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.vision import MICRO_VIT_WEIGHTS
 from benchmarks.sources import data_root

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from benchmarks.dataset import BenchmarkError, StreamConfig
 from benchmarks.formats import ImageFormat, TextFormat
-from benchmarks.models.backbones import BackboneConfig, check_backbone, input_format
+from benchmarks.models.backbones import check_backbone, input_format
 from benchmarks.models.classifier import ImageClassifier, TextClassifier
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.writer import Decoder, EncoderDecoder
 from benchmarks.sources import models_root

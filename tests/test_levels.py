@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from benchmarks.dataset import Batch
-from benchmarks.models.backbones import BackboneConfig
 from benchmarks.models.classifier import Classifier
+from benchmarks.models.config import BackboneConfig
 from methods.levels import Levels
 from methods.lora import LoRA, LoRAConfig
 from methods.treelora.sketch import CountSketch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dataset import Batch, BenchmarkError
-from benchmarks.models.backbones import BackboneConfig
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from orchestrator.sharding import Place

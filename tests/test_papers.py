@@ -13,6 +13,7 @@ import pytest
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import check_backbone
 from benchmarks.models.heads import HeadConfig
+from benchmarks.models.vision import is_vision
 from benchmarks.models.weights import named_file
 from benchmarks.sources import models_root
 from orchestrator.compose import CONFIGS, GROUPS, load_experiment, option_names
@@ -184,7 +185,7 @@ def test_every_backbone_is_tested() -> None:
 def test_backbones_of_timm_are_known_to_timm(option: str) -> None:
     config = load_experiment([f"backbone={option}"]).backbone
     check_backbone(config, HeadConfig())
-    assert config.is_vision and config.pretrained is True
+    assert is_vision(config.name) and config.pretrained is True
 
 
 @pytest.mark.parametrize("option", IN_PACKAGES)
@@ -217,4 +218,4 @@ def test_the_weights_of_ibot_are_read_from_the_model_folder(tmp_path: Path, monk
 @pytest.mark.parametrize("option", FROM_HUB)
 def test_backbones_of_the_hub_are_named_in_full(option: str) -> None:
     config = load_experiment([f"backbone={option}"]).backbone
-    assert (config.name, config.pretrained, config.is_vision) == (FROM_HUB[option], True, False)
+    assert (config.name, config.pretrained, is_vision(config.name)) == (FROM_HUB[option], True, False)

@@ -12,8 +12,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.dataset import Batch
 from benchmarks.formats import TextFormat
-from benchmarks.models.backbones import BackboneConfig, input_format
+from benchmarks.models.backbones import input_format
 from benchmarks.models.classifier import Classifier, TextClassifier
+from benchmarks.models.config import BackboneConfig
 from benchmarks.texts.tokens import load_tokenizer, tokenise_texts
 from orchestrator.compose import load_experiment
 from tests.models import adapted, classifier, one_task

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from benchmarks.models.backbones import BackboneConfig
 from benchmarks.models.classifier import TextClassifier
+from benchmarks.models.config import BackboneConfig
 from tests.models import built, told
 from tests.tiny import MODELS, changed, named, sizes
 

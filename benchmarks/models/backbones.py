@@ -1,11 +1,9 @@
-"""Which backbone a run adapts: its settings, what it reads, and the model that is built around it."""
+"""Which backbone a run adapts: what it reads, and the model that is built around it."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -13,6 +11,7 @@ from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import Format, ImageFormat, TextFormat
 from benchmarks.models import language, vision
 from benchmarks.models.classifier import ImageClassifier, TextClassifier
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.model import Model
 from benchmarks.models.weights import named_file
@@ -23,34 +22,9 @@ if TYPE_CHECKING:
     from benchmarks.stream import TaskStream
 
 
-class BackboneConfig(BaseModel):
-    """Settings ``backbone.<field>``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field("micro_vit", description="micro_vit, a timm model, a transformers folder or hub name")
-    pretrained: bool | Path = Field(True, description="true, false, or a safetensors file")
-    targets: tuple[str, ...] | None = Field(
-        None, description="endings of the module names that adapters go to; null: known from the architecture"
-    )
-    image_size: int | None = Field(None, gt=0, description="side of the images in pixels; null: the model's own")
-    gguf_file: str | None = Field(None, description="file in the folder, where the weights are GGUF")
-
-    @field_validator("pretrained")
-    @classmethod
-    def found(cls, value: bool | Path) -> bool | Path:
-        """A file that exists here is made absolute, since workers start elsewhere."""
-        exists = isinstance(value, Path) and value.expanduser().exists()
-        return value.expanduser().absolute() if exists and isinstance(value, Path) else value
-
-    @property
-    def is_vision(self) -> bool:
-        return vision.is_vision(self.name)
-
-
 def check_backbone(config: BackboneConfig, head: HeadConfig) -> None:
     """BenchmarkError for names and files that do not exist, and heads that do not fit; nothing is built."""
-    if not config.is_vision:
+    if not vision.is_vision(config.name):
         language.architecture(config.name, config.gguf_file)
         if language.kind(config) != "encoder" and head.kind != "linear":
             raise BenchmarkError(f"head.kind={head.kind}: {config.name} writes its answers without a head; say linear")
@@ -59,7 +33,7 @@ def check_backbone(config: BackboneConfig, head: HeadConfig) -> None:
 
 def input_format(config: BackboneConfig) -> Format:
     """What the backbone reads."""
-    if config.is_vision:
+    if vision.is_vision(config.name):
         return ImageFormat(config.image_size or vision.own_image_size(config.name))
     return text_format(config)
 
@@ -72,7 +46,7 @@ def text_format(config: BackboneConfig) -> TextFormat:
 def build_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, seed: int) -> Model:
     """A frozen backbone with a fresh head for ``stream``, or one that writes answers."""
     check_backbone(config, head)
-    if config.is_vision:
+    if vision.is_vision(config.name):
         backbone, mean, std = vision.load(config)
         size = config.image_size or vision.own_image_size(config.name)
         return ImageClassifier(backbone, (size, mean, std), targets(config, backbone), head, stream.parts, seed)
@@ -88,7 +62,8 @@ def build_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, se
 def targets(config: BackboneConfig, backbone: nn.Module) -> tuple[str, ...]:
     """The settings' own, else where the architecture's query and value projections are; checked to be there."""
     names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    wanted = config.targets or (vision.TARGETS if config.is_vision else language.known_targets(config)) or ()
+    known = vision.TARGETS if vision.is_vision(config.name) else language.known_targets(config)
+    wanted = config.targets or known or ()
     absent = [w for w in wanted if not any(name == w or name.endswith(f".{w}") for name in names)]
     if wanted and not absent:
         return wanted

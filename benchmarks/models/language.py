@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
@@ -20,11 +20,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models import vision
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.weights import named_file, read_weights
 from benchmarks.sources import models_root
-
-if TYPE_CHECKING:
-    from benchmarks.models.backbones import BackboneConfig
 
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
 AUTO = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -12,10 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.dataset import BenchmarkError
+from benchmarks.models.config import BackboneConfig
 from benchmarks.models.weights import named_file, read_weights
-
-if TYPE_CHECKING:
-    from benchmarks.models.backbones import BackboneConfig
 
 MICRO_VIT = "micro_vit"
 TARGETS = ("qkv",)  # query, key and value in one projection, as timm's transformers have them

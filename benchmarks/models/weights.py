@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.dataset import BenchmarkError
+from benchmarks.models.config import BackboneConfig
 from benchmarks.sources import models_root
-
-if TYPE_CHECKING:
-    from benchmarks.models.backbones import BackboneConfig
 
 
 def named_file(config: BackboneConfig) -> Path | None:

@@ -1,0 +1,28 @@
+"""The settings of a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class BackboneConfig(BaseModel):
+    """Settings ``backbone.<field>``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("micro_vit", description="micro_vit, a timm model, a transformers folder or hub name")
+    pretrained: bool | Path = Field(True, description="true, false, or a safetensors file")
+    targets: tuple[str, ...] | None = Field(
+        None, description="endings of the module names that adapters go to; null: known from the architecture"
+    )
+    image_size: int | None = Field(None, gt=0, description="side of the images in pixels; null: the model's own")
+    gguf_file: str | None = Field(None, description="file in the folder, where the weights are GGUF")
+
+    @field_validator("pretrained")
+    @classmethod
+    def found(cls, value: bool | Path) -> bool | Path:
+        """A file that exists here is made absolute, since workers start elsewhere."""
+        exists = isinstance(value, Path) and value.expanduser().exists()
+        return value.expanduser().absolute() if exists and isinstance(value, Path) else value
