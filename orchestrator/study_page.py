@@ -15,7 +15,7 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "forgetting": lambda result: result["forgetting"],
     "backward transfer": lambda result: result["backward_transfer"],
 }
-BYTES = 2**20
+MEBIBYTE = 2**20
 
 
 def page(title: str, about: str, command: str, results: dict[str, list[Result]], matrices: bool) -> str:
@@ -31,26 +31,38 @@ def stream_line(result: Result) -> str:
     """What was run on; a subset is named, so that its numbers are not taken for those on all data."""
     limits = ", ".join(f"{name} {limit}" for name, limit in result["subset"].items())
     subset = f" Subset: {limits}." if limits else ""
-    order = result["order_seed"]
+    order, tasks = result["order_seed"], len(result["task_names"])
     return (
-        f"Stream of the first row: {result['benchmark']}, {len(result['task_names'])} tasks, "
+        f"Stream of the first row: {result['benchmark']}, {tasks} task{'s' if tasks > 1 else ''}, "
         f"scenario {result['scenario']}, order seed {'none' if order is None else order}.{subset}"
     )
 
 
 def table(results: dict[str, list[Result]]) -> str:
-    """One line a row: mean and, over several seeds, standard error; seconds and memory of the first worker."""
-    reference = mean_of(next(iter(results.values())), training_seconds)
-    heads = ["", *COLUMNS, "minutes", "training time", "peak memory"]
+    """One line a row: mean and, over several seeds, standard error; costs are those of the first worker."""
+    costs = list(map(cost_cells, results.values()))
+    if one_stream(results):
+        reference = mean_of(next(iter(results.values())), training_seconds)
+        for cells, runs in zip(costs, results.values(), strict=True):
+            cells["training time"] = f"{mean_of(runs, training_seconds) / reference if reference else 0.0:.2f}x"
+    heads = ["", *COLUMNS, *costs[0]]
     lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
-    for label, runs in results.items():
-        cells = [percent([column(run) for run in runs]) for column in COLUMNS.values()]
-        minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
-        relative = mean_of(runs, training_seconds) / reference if reference else 0.0
-        memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / BYTES)
-        row = [cell(label), *cells, f"{minutes:.1f}", f"{relative:.2f}x", f"{memory:.0f} MiB"]
-        lines.append("| " + " | ".join(row) + " |")
+    for (label, runs), cells in zip(results.items(), costs, strict=True):
+        scores = [percent([column(run) for run in runs]) for column in COLUMNS.values()]
+        lines.append("| " + " | ".join([cell(label), *scores, *cells.values()]) + " |")
     return "\n".join(lines)
+
+
+def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
+    """Heading -> what a row cost on average."""
+    minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
+    memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / MEBIBYTE)
+    return {"minutes": f"{minutes:.1f}", "peak memory": f"{memory:.0f} MiB"}
+
+
+def one_stream(results: dict[str, list[Result]]) -> bool:
+    """Whether all rows learn one benchmark, so that their times can be compared."""
+    return len({run["benchmark"] for runs in results.values() for run in runs}) == 1
 
 
 def cell(text: str) -> str:
@@ -79,10 +91,11 @@ def legend(results: dict[str, list[Result]], command: str) -> str:
     """What the columns mean, and how to repeat the page."""
     seeds = [run["seed"] for run in next(iter(results.values()))]
     error = ", ± standard error over them" if len(seeds) > 1 else ""
+    relative = " *Training time* is relative to the first row." if one_stream(results) else ""
     return (
         f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Own task*: mean score of each task just after "
-        "it was learned. *Minutes* hold evaluation and preparation; *training time* is relative to the first row; "
-        f"*peak memory* is one worker's.\n\nRepeat with `{command}`."
+        f"it was learned. *Minutes* hold evaluation and preparation; *peak memory* is one worker's.{relative}\n\n"
+        f"Repeat with `{command}`."
     )
 
 
