@@ -30,7 +30,7 @@ def test_the_shipped_weights_are_small_half_precision_and_complete() -> None:
     assert all(torch.equal(model.backbone.state_dict()[k], v.float()) for k, v in kept.items())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_random_weights_are_clearly_worse_on_digits(seed: int) -> None:
     data = datasets()["scikit-learn digits, 10 classes"]
     assert frozen_accuracy(data, True, seed) > frozen_accuracy(data, False, seed) + 0.1

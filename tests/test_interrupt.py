@@ -20,7 +20,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize(
     ("command", "workers"),
-    [("train", 0), pytest.param("train", 2, marks=pytest.mark.ray), pytest.param("sweep", 2, marks=pytest.mark.ray)],
+    [
+        ("train", 0),
+        pytest.param("train", 2, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param("sweep", 2, marks=pytest.mark.ray),
+    ],
 )
 def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: str, workers: int) -> None:
     storage, progress = tmp_path / "runs", "stopped/progress.json"
