@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 FREE = -1  # the label of a row whose answer is free text
+SUBSET = ("classes", "train_per_class", "test_per_class")  # settings that leave data out
 
 
 class BenchmarkError(ValueError):
@@ -64,9 +65,7 @@ class StreamConfig(BaseModel):
     @property
     def subset(self) -> dict[str, int]:
         """The settings that leave data out; they stand in the run's name and result."""
-        limits = {"classes": self.classes, "train_per_class": self.train_per_class}
-        limits["test_per_class"] = self.test_per_class
-        return {name: limit for name, limit in limits.items() if limit is not None}
+        return {name: limit for name in SUBSET if (limit := getattr(self, name)) is not None}
 
     @field_validator("tasks")
     @classmethod

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+PADDING = -1  # ends a row of tokens that is shorter than others; no tokenizer has this one
+
 
 @dataclass(frozen=True)
 class ImageFormat:

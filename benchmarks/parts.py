@@ -56,10 +56,8 @@ def group_part(data: Dataset, group: int, classes: list[int]) -> Part:
 
 def own_tasks(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
     """The data's own tasks; those that ``benchmark.tasks`` names, in its order."""
-    refuse_class_limit(config)
-    chosen = named_groups(data, config)
-    ordered = pick(chosen, permutation(len(chosen), order_seed))
-    return [group_part(data, group, own_classes(data, group)) for group in ordered]
+    groups = ordered_groups(data, config, order_seed)
+    return [group_part(data, group, own_classes(data, group)) for group in groups]
 
 
 def own_classes(data: Dataset, group: int) -> list[int]:
@@ -79,10 +77,8 @@ def domains(data: Dataset, config: StreamConfig, order_seed: int | None) -> list
         raise BenchmarkError(
             f"benchmark.tasks={config.tasks}: each domain of {config.name} is a task; say null, or name some of them"
         )
-    refuse_class_limit(config)
-    chosen = named_groups(data, config)
     classes = list(range(len(data.class_names)))
-    return [group_part(data, g, classes) for g in pick(chosen, permutation(len(chosen), order_seed))]
+    return [group_part(data, group, classes) for group in ordered_groups(data, config, order_seed)]
 
 
 def shared_classes(data: Dataset) -> Dataset:
@@ -93,21 +89,15 @@ def shared_classes(data: Dataset) -> Dataset:
     return replace(data, train=train, test=test, class_names=names)
 
 
-def named_groups(data: Dataset, config: StreamConfig) -> list[int]:
+def ordered_groups(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[int]:
+    """The groups that ``benchmark.tasks`` names, else all, in its order or the one that ``order_seed`` draws."""
+    if config.classes is not None:
+        raise BenchmarkError(f"benchmark.classes={config.classes}: {config.name} has its own tasks; name some of them")
     wanted = config.tasks if isinstance(config.tasks, tuple) else tuple(data.group_names)
     for name in wanted:
         if name not in data.group_names:
             raise BenchmarkError(f"benchmark.tasks: there is no {name!r}; choose among {', '.join(data.group_names)}")
-    return [data.group_names.index(name) for name in wanted]
-
-
-def refuse_class_limit(config: StreamConfig) -> None:
-    if config.classes is not None:
-        raise BenchmarkError(f"benchmark.classes={config.classes}: {config.name} has its own tasks; name some of them")
-
-
-def pick(values: list[int], order: list[int]) -> list[int]:
-    return [values[i] for i in order]
+    return [data.group_names.index(wanted[place]) for place in permutation(len(wanted), order_seed)]
 
 
 def permutation(count: int, order_seed: int | None) -> list[int]:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from benchmarks.dataset import BenchmarkError
+from benchmarks.dataset import SUBSET, BenchmarkError
 from methods import method_class, method_names
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
@@ -28,7 +28,6 @@ Model = TypeVar("Model", bound=BaseModel)
 GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")
 USUAL = ("micro_vit", "linear")  # a run's name leaves these out
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-SUBSET = ("classes", "train_per_class", "test_per_class")
 
 
 def load_experiment(settings: list[str], kind: str = "run") -> Experiment:

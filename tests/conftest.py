@@ -42,3 +42,10 @@ def small(tmp_path: Path) -> Callable[..., Experiment]:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each kind of tiny transformers model."""
     return {kind: tiny_model(tmp_path_factory.mktemp("models") / kind, kind) for kind in MODELS}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own for what it decodes and tokenises."""
+    monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

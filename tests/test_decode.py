@@ -15,11 +15,7 @@ from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import Prepared
 from benchmarks.images.decode import FILES_PER_WORKER, decode, prepare_images
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def noise(height: int, width: int, seed: int = 0) -> numpy.ndarray:

@@ -29,10 +29,7 @@ Make = Callable[..., Experiment]
 QUICK = ["benchmark=image_folder", "method=lora", "train.epochs=3", "train.batch_size=8", "tracking.enabled=false"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

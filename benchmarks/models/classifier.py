@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from benchmarks.dataset import Batch
+from benchmarks.formats import PADDING
 from benchmarks.models.heads import GrowingHead, HeadConfig
-from benchmarks.models.model import PADDING, Model, pooled, trimmed
+from benchmarks.models.model import Model, pooled, trimmed
 from benchmarks.models.readouts import make_readout
 
 if TYPE_CHECKING:

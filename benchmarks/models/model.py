@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from benchmarks.dataset import Batch, BenchmarkError
+from benchmarks.formats import PADDING
 
 if TYPE_CHECKING:
     from benchmarks.stream import Task
-
-PADDING = -1
 
 
 class Model(nn.Module, ABC):

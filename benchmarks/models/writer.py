@@ -18,7 +18,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.dataset import Batch
-from benchmarks.models.model import PADDING, Model, trimmed
+from benchmarks.formats import PADDING
+from benchmarks.models.model import Model, trimmed
 from benchmarks.texts.scores import SCORES
 from benchmarks.texts.tokens import tokenise_answers
 

@@ -18,9 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError
-from benchmarks.formats import Prepared, TextFormat
+from benchmarks.formats import PADDING, Prepared, TextFormat
 
-PADDING = -1
 CHUNK = 1000  # texts tokenised in one call, to bound the memory of Python's integers
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
