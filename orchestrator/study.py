@@ -1,4 +1,4 @@
-"""A study: several runs on one stream, named in a file, and one page of Markdown with what they gave.
+"""A study: several runs on one stream, named in a file, and one page (Markdown and HTML) with what they gave.
 
     # docs/studies/example.yaml
     title: Two ranks on Split Digits
@@ -6,8 +6,11 @@
     settings: [benchmark=split_digits, head=gaussian]     # of all rows
     seeds: [0, 1, 2]
     rows:
-      rank 4: [method=lora, method.rank=4]                # the first row is what seconds are relative to
+      rank 4: [method=lora, method.rank=4]                # seconds are relative to the first row of method lora
       rank 8: [method=lora, method.rank=8]
+    groups:                                               # optional: every row under each group, a table for each;
+      all data: []                                        # where both name a setting, the row's counts
+      few: [benchmark.train_per_class=8]
     matrices: true                                        # show each row's accuracy matrix of the first seed
 
 Runs that are finished are not run again, and a stopped one goes on, so a study can be stopped and grown at will.
@@ -17,8 +20,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,8 @@ from pydantic import Field, ValidationError, field_validator
 from orchestrator.compose import explain, load_experiment
 from orchestrator.config import LONGEST_NAME, Experiment, Settings
 from orchestrator.errors import UserError
-from orchestrator.study_page import page
+from orchestrator.study_html import html_page
+from orchestrator.study_page import Rows, page
 
 OTHER, PUNCTUATION = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"[^A-Za-z0-9.]+")
 PLACES = ("storage=", "tracking.", "checkpoint.")
@@ -42,6 +48,7 @@ class Study(Settings):
     settings: list[str] = Field(default_factory=list)
     seeds: list[int] = Field(default=[0], min_length=1)
     rows: dict[str, list[str]] = Field(min_length=1)
+    groups: dict[str, list[str]] = Field(default={"": []}, min_length=1)
     matrices: bool = False
 
     @field_validator("seeds")
@@ -68,20 +75,31 @@ def read_study(file: Path) -> Study:
         raise UserError(f"{file}: {explain(error, Study, '')}") from None
 
 
-def experiments(file: Path, study: Study, settings: list[str]) -> dict[str, list[Experiment]]:
-    """The runs of each row, one a seed; UserError names the row whose settings are wrong."""
+def experiments(file: Path, study: Study, settings: list[str]) -> dict[str, dict[str, list[Experiment]]]:
+    """The runs by group and row, one a seed; UserError names the row whose settings are wrong.
+
+    The one group of a study without groups is "".
+    """
     owners: dict[str, str] = {}
-    for label in study.rows:
-        other = owners.setdefault(run_name(file, label, 0), label)
-        if other != label:
-            raise UserError(f"{file}: the rows {other!r} and {label!r} would have the same folder; rename one")
-    return {label: experiments_of_row(file, study, label, settings) for label in study.rows}
+    for row in (named(group, label) for group in study.groups for label in study.rows):
+        other = owners.setdefault(run_name(file, row, 0), row)
+        if other != row:
+            raise UserError(f"{file}: the rows {other!r} and {row!r} would have the same folder; rename one")
+    return {
+        group: {label: experiments_of_row(file, study, group, label, settings) for label in study.rows}
+        for group in study.groups
+    }
 
 
-def experiments_of_row(file: Path, study: Study, label: str, settings: list[str]) -> list[Experiment]:
-    given = [*study.settings, *study.rows[label], *settings]
-    with row_named(file, label):
-        return [load_experiment([*given, f"seed={s}", f"name={run_name(file, label, s)}"]) for s in study.seeds]
+def experiments_of_row(file: Path, study: Study, group: str, label: str, settings: list[str]) -> list[Experiment]:
+    given, row = [*study.settings, *study.groups[group], *study.rows[label], *settings], named(group, label)
+    with row_named(file, row):
+        return [load_experiment([*given, f"seed={s}", f"name={run_name(file, row, s)}"]) for s in study.seeds]
+
+
+def named(group: str, label: str) -> str:
+    """A row as it is told of."""
+    return f"{group}, {label}" if group else label
 
 
 def run_name(file: Path, label: str, seed: int) -> str:
@@ -96,23 +114,38 @@ def run_study(
     settings: list[str],
     check: Callable[[Experiment], None],
     launch: Callable[[Experiment], dict[str, Any]],
-) -> dict[str, list[dict[str, Any]]]:
-    """Run all rows and write ``output`` anew after each, so that a long study can be looked at.
+) -> Rows:
+    """Run all rows and write ``output`` and its HTML anew after each, so that a long study can be looked at.
 
-    Every row is checked before the first one starts.
+    Every row is checked before the first one starts. The results are by row, with its group in front, and seed.
     """
     study = read_study(file)
-    rows = experiments(file, study, settings)
-    for label, runs in rows.items():
-        with row_named(file, label):
+    groups = experiments(file, study, settings)
+    for group, label, runs in each_row(groups):
+        with row_named(file, named(group, label)):
             check(runs[0])
     check_page(output)
-    results: dict[str, list[dict[str, Any]]] = {}
-    for label, runs in rows.items():
-        results[label] = [launch(experiment) for experiment in runs]
-        written = page(study.title, study.about, command(file, settings), results, study.matrices)
-        output.write_text(written, encoding="utf-8")
-    return results
+    results: dict[str, Rows] = {}
+    total, number = sum(len(runs) for _, _, runs in each_row(groups)), count(1)
+    for group, label, runs in each_row(groups):
+        done = results.setdefault(group, {}).setdefault(label, [])
+        for experiment in runs:
+            told = f"run {next(number)} of {total}: {named(group, label)}, seed {experiment.seed}"
+            print(told, file=sys.stderr, flush=True)
+            done.append(launch(experiment))
+        write_pages(output, study, command(file, settings), results)
+    return {named(group, label): runs for group, rows in results.items() for label, runs in rows.items()}
+
+
+def each_row(groups: dict[str, dict[str, list[Experiment]]]) -> list[tuple[str, str, list[Experiment]]]:
+    return [(group, label, runs) for group, rows in groups.items() for label, runs in rows.items()]
+
+
+def write_pages(output: Path, study: Study, repeat: str, results: dict[str, Rows]) -> None:
+    """The Markdown in ``output`` and the same as HTML beside it."""
+    written = page(study.title, study.about, repeat, results, study.matrices)
+    output.write_text(written, encoding="utf-8")
+    output.with_suffix(".html").write_text(html_page(study.title, written), encoding="utf-8")
 
 
 @contextmanager
@@ -129,8 +162,11 @@ def check_page(output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}); name another file") from None
-    if output.is_dir():
-        raise UserError(f"--output {output}: it is a folder; name a file in it")
+    if output.suffix == ".html":
+        raise UserError(f"--output {output}: name the Markdown file, as in {output.stem}.md; its HTML goes beside it")
+    for file in (output, output.with_suffix(".html")):
+        if file.is_dir():
+            raise UserError(f"--output {file}: it is a folder; name a file in it")
 
 
 def command(file: Path, settings: list[str]) -> str:

@@ -1,29 +1,43 @@
-"""The page of a study in Markdown: a table over all runs, settings, and accuracy matrices."""
+"""The page of a study in Markdown: a table over all runs of each group, settings, and accuracy matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean, stdev
 from typing import Any
 
+from orchestrator.compose import flattened
+
 Result = dict[str, Any]
+Rows = dict[str, list[Result]]  # label -> result.json of each seed
 
 COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "final average": lambda result: result["final_average_accuracy"],
+    "validation": lambda result: mean_of_known(result["validation_matrix"][-1]),
     "anytime": lambda result: result["average_anytime_accuracy"],
     "own task": lambda result: fmean(row[index] for index, row in enumerate(result["accuracy_matrix"])),
     "forgetting": lambda result: result["forgetting"],
     "backward transfer": lambda result: result["backward_transfer"],
 }
+COMPARED = ("benchmark.name", "benchmark.tasks", "order_seed", "head", "train.epochs", "train.batch_size")
+REFERENCE = "lora"  # the method that times are relative to
 MEBIBYTE = 2**20
 
 
-def page(title: str, about: str, command: str, results: dict[str, list[Result]], matrices: bool) -> str:
-    """The whole page; every number in it comes from ``results``: label -> result.json of each seed."""
-    first = next(iter(results.values()))[0]
-    parts = [f"# {title}", about.strip(), stream_line(first), table(results), legend(results, command)]
+def page(title: str, about: str, command: str, groups: Mapping[str, Rows], matrices: bool) -> str:
+    """The whole page; every number in it comes from ``groups``: group -> label -> results.
+
+    The one group of a study without groups is named "".
+    """
+    every = list(chain.from_iterable(chain.from_iterable(rows.values()) for rows in groups.values()))
+    parts = [f"# {title}", about.strip(), stream_line(every[0])]
+    for group, rows in groups.items():
+        parts += [f"## {group}" if group else "", equality(rows), table(rows)]
+    parts.append(legend(groups, command))
     if matrices:
-        parts += [matrix(label, runs[0]) for label, runs in results.items()]
+        for group, rows in groups.items():
+            parts += [matrix(", ".join(filter(None, (group, label))), runs[0]) for label, runs in rows.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -38,19 +52,40 @@ def stream_line(result: Result) -> str:
     )
 
 
-def table(results: dict[str, list[Result]]) -> str:
+def equality(rows: Rows) -> str:
+    """Whether the rows can be compared, or in which of the settings that decide this they differ."""
+    if len(rows) < 2:
+        return ""
+    settings = [flattened(runs[0]["config"]) for runs in rows.values()]
+    names = dict.fromkeys(name for one in settings for name in one if compared(name))
+    found = [name for name in names if any(one.get(name) != settings[0].get(name) for one in settings)]
+    if found:
+        return f"Rows differ in {', '.join(sorted(found))}."
+    return "All rows have the same tasks, order, head, epochs and batch size."
+
+
+def compared(setting: str) -> bool:
+    return any(setting == name or setting.startswith(f"{name}.") for name in COMPARED)
+
+
+def table(rows: Rows) -> str:
     """One line a row: mean and, over several seeds, standard error; costs are those of the first worker."""
-    costs = list(map(cost_cells, results.values()))
-    if one_stream(results):
-        reference = mean_of(next(iter(results.values())), training_seconds)
-        for cells, runs in zip(costs, results.values(), strict=True):
-            cells["training time"] = f"{mean_of(runs, training_seconds) / reference if reference else 0.0:.2f}x"
+    costs = list(map(cost_cells, rows.values()))
+    if one_stream(rows):
+        base = mean_of(rows[reference(rows)], training_seconds)
+        for cells, runs in zip(costs, rows.values(), strict=True):
+            cells["training time"] = f"{mean_of(runs, training_seconds) / base if base else 0.0:.2f}x"
     heads = ["", *COLUMNS, *costs[0]]
     lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
-    for (label, runs), cells in zip(results.items(), costs, strict=True):
+    for (label, runs), cells in zip(rows.items(), costs, strict=True):
         scores = [percent([column(run) for run in runs]) for column in COLUMNS.values()]
         lines.append("| " + " | ".join([cell(label), *scores, *cells.values()]) + " |")
     return "\n".join(lines)
+
+
+def reference(rows: Rows) -> str:
+    """The label of the row that times are relative to: the first of sequential LoRA, else the first."""
+    return next((label for label, runs in rows.items() if runs[0]["method"] == REFERENCE), next(iter(rows)))
 
 
 def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
@@ -60,9 +95,9 @@ def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
     return {"minutes": f"{minutes:.1f}", "peak memory": f"{memory:.0f} MiB"}
 
 
-def one_stream(results: dict[str, list[Result]]) -> bool:
+def one_stream(rows: Rows) -> bool:
     """Whether all rows learn one benchmark, so that their times can be compared."""
-    return len({run["benchmark"] for runs in results.values() for run in runs}) == 1
+    return len({run["benchmark"] for runs in rows.values() for run in runs}) == 1
 
 
 def cell(text: str) -> str:
@@ -72,6 +107,11 @@ def cell(text: str) -> str:
 
 def mean_of(runs: Sequence[Result], value: Callable[[Result], float]) -> float:
     return fmean(value(run) for run in runs)
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def training_seconds(result: Result) -> float:
@@ -87,16 +127,32 @@ def percent(values: Sequence[float | None]) -> str:
     return f"{fmean(known):.1f}{error}"
 
 
-def legend(results: dict[str, list[Result]], command: str) -> str:
+def legend(groups: Mapping[str, Rows], command: str) -> str:
     """What the columns mean, and how to repeat the page."""
-    seeds = [run["seed"] for run in next(iter(results.values()))]
+    first = next(iter(groups.values()))
+    seeds = [run["seed"] for run in next(iter(first.values()))]
     error = ", ± standard error over them" if len(seeds) > 1 else ""
-    relative = " *Training time* is relative to the first row." if one_stream(results) else ""
     return (
-        f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Own task*: mean score of each task just after "
-        f"it was learned. *Minutes* hold evaluation and preparation; *peak memory* is one worker's.{relative}\n\n"
-        f"Repeat with `{command}`."
+        f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Validation* is the final average on the "
+        "validation splits. *Own task*: mean score of each task just after it was learned. *Minutes* hold evaluation "
+        f"and preparation; *peak memory* is one worker's.{time_legend(groups)}\n\nRepeat with `{command}`."
     )
+
+
+def time_legend(groups: Mapping[str, Rows]) -> str:
+    """What training times are relative to; a group is named where it has another reference than the one before."""
+    told: list[str] = []
+    for group, rows in groups.items():
+        to = base_named(rows)
+        if one_stream(rows) and not (told and told[-1].endswith(to)):
+            told.append(f"in “{group}” to {to}" if told else f" *Training time* is relative to {to}")
+    return "; ".join(told) + "." if told else ""
+
+
+def base_named(rows: Rows) -> str:
+    label = reference(rows)
+    what = "sequential LoRA" if rows[label][0]["method"] == REFERENCE else "the first row"
+    return f"{what} (row “{label}”)"
 
 
 def matrix(label: str, result: Result) -> str:
