@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
 from tests.tiny import MODELS, tiny_model
+from tests.two_nodes import Cluster, as_user, two_node_cluster
 
 SMALL = ["benchmark.tasks=3", "benchmark.train_per_class=24", "benchmark.test_per_class=10", "train.epochs=2"]
 SMALL += ["train.batch_size=12", "method.search.every=2", "tracking.enabled=false"]
@@ -49,3 +51,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own for what it decodes and tokenises."""
     monkeypatch.setenv("EVERGREEN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster of two nodes for all tests, since its start takes most of a minute."""
+    with two_node_cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def user(cluster: Cluster) -> Iterator[ProcessPoolExecutor]:
+    """A process whose commands join the cluster; Ray and the project read that while they are imported."""
+    with as_user(cluster.environment | {"RAY_ADDRESS": cluster.address}) as process:
+        yield process

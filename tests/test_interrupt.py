@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
 
 from orchestrator.checkpoint import read_json
 from tests.conftest import SMALL
+from tests.two_nodes import dashboard_says
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +32,7 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
     storage, progress = tmp_path / "runs", "stopped/progress.json"
     settings = [*SMALL, "train.epochs=200", "name=stopped", f"scale.workers={workers}", f"storage={storage}"]
     if command == "sweep":
-        settings += ["sweep.space.method.rank=[2,3]"]
+        settings += ["sweep.space.method.rank=[2]"]
         progress = "stopped/trials/*/progress.json"
     process = subprocess.Popen(
         [sys.executable, "run.py", command, *settings],
@@ -44,6 +46,9 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
     while not any((read_json(file) or {"step": 0})["step"] for file in storage.glob(progress)):
         assert process.poll() is None, process.stderr
         time.sleep(0.1)
+    if workers:
+        assert process.stderr is not None
+        check_dashboard(process.stderr, workers)
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate()
@@ -51,3 +56,12 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
     assert "the same command goes on from its last checkpoint" in " ".join(said.split())
     assert "Traceback" not in said
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started)
+
+
+def check_dashboard(said: IO[str], workers: int) -> None:
+    """The page that the command named shows the run and its workers to the owner of this machine's token."""
+    address = next(line.split()[-1] for line in said if "Ray dashboard: " in line)
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+    (run,) = dashboard_says(f"{address}/api/train/v2/runs/v1", token)["train_runs"]
+    assert run["status"] == "RUNNING"
+    assert len(run["attempts"][-1]["workers"]) == workers

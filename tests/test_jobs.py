@@ -7,17 +7,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from orchestrator import jobs
 from orchestrator.errors import UserError
-from tests.two_nodes import RAY, free_ports, two_node_cluster
+from tests.two_nodes import RAY, Cluster, as_user, free_ports
 
+PROJECT = Path(__file__).resolve().parent.parent
 RUN = """
 import sys, time
 print("arguments", sys.argv[1:], flush=True)
@@ -44,18 +43,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "init", "--quiet")
     git(folder, "add", "--force", "run.py", "configs/kept.yaml", ".gitignore", "link.txt")
     return folder
-
-
-def enter(environment: dict[str, str]) -> None:
-    """Make a process one of a given user: its own variables for Ray and no others."""
-    for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_"))]:
-        del os.environ[name]
-    os.environ.update(environment)
-
-
-def as_user(environment: dict[str, str]) -> ProcessPoolExecutor:
-    """A process of its own, because Ray keeps the first token that it reads."""
-    return ProcessPoolExecutor(1, get_context("spawn"), enter, (environment,))
 
 
 def whole_log(address: str, job: str, tail: bool) -> str:
@@ -187,34 +174,29 @@ def test_an_address_where_nothing_answers_is_one_clear_line(project: Path) -> No
     assert time.monotonic() - began < 20
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    with two_node_cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
-
-
 @pytest.mark.ray
-def test_jobs_on_two_nodes(cluster: tuple[str, dict[str, str]], project: Path) -> None:
-    address, environment = cluster
+def test_jobs_on_two_nodes(cluster: Cluster, project: Path) -> None:
+    address = cluster.dashboard
     # A client's own cluster must not win over the address that it names.
     client = {
         "RAY_ADDRESS": "http://127.0.0.1:1",
         "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
-        "RAY_AUTH_TOKEN_PATH": environment["RAY_AUTH_TOKEN_PATH"],
+        "RAY_AUTH_TOKEN_PATH": cluster.environment["RAY_AUTH_TOKEN_PATH"],
     }
     with as_user(client) as user:
         user.submit(exec, "import ray").result()  # earlier than the mode is set
         begun = user.submit(jobs.submit, address, ["sweep", "train.epochs=300"], project=project)
         sleeper = begun.result()
-        check_success(user, address, project)
-        check_failure(user, address, project)
+        good = check_success(user, address, project)
+        broken = check_failure(user, address, project)
         check_unknown(user, address)
-        assert user.submit(jobs.stop, address, sleeper).result() == "STOPPED"
+        assert shown_by(cluster, "run.py", "stop", sleeper, "--address", address) == f"{sleeper}: STOPPED\n"
+        assert user.submit(jobs.stop, address, sleeper).result() == "STOPPED", "it stays so"
         listed = user.submit(jobs.listing, address).result()
-    assert (listed[0].id, listed[0].status) == (sleeper, "STOPPED")
-    assert {job.status for job in listed} == {"STOPPED", "SUCCEEDED", "FAILED"}
+    expected = [(sleeper, "STOPPED"), (good, "SUCCEEDED"), (broken, "FAILED")]
+    assert [(job.id, job.status) for job in listed if job.id in (sleeper, good, broken)] == expected
     assert all(job.started and "\n" not in job.message for job in listed)
-    shown = ray_job_list(address, environment)
+    shown = shown_by(cluster, RAY, "job", "list", "--address", address)
     assert "SUCCEEDED" in shown
     assert sleeper in shown
 
@@ -229,32 +211,34 @@ def test_jobs_on_two_nodes(cluster: tuple[str, dict[str, str]], project: Path) -
         ({"RAY_AUTH_MODE": "disabled"}, "no valid token"),
     ],
 )
-def test_a_bad_token_is_refused(cluster: tuple[str, dict[str, str]], given: dict[str, str], reason: str) -> None:
+def test_a_bad_token_is_refused(cluster: Cluster, given: dict[str, str], reason: str) -> None:
     with as_user(given) as user:
-        refusal = user.submit(jobs.listing, cluster[0]).exception()
+        refusal = user.submit(jobs.listing, cluster.dashboard).exception()
     assert isinstance(refusal, UserError)
-    assert cluster[0] in str(refusal)
+    assert cluster.dashboard in str(refusal)
     assert reason in str(refusal)
     assert "hunter2" not in str(refusal)
     assert "\n" not in str(refusal)
 
 
-def check_success(user: ProcessPoolExecutor, address: str, project: Path) -> None:
+def check_success(user: ProcessPoolExecutor, address: str, project: Path) -> str:
     command = ["train", "name=good", "method=treelora"]
-    job = user.submit(jobs.submit, address, command, project=project).result()
+    job: str = user.submit(jobs.submit, address, command, project=project).result()
     user.submit(jobs.wait, address, job).result()
     expected = str([*command, jobs.DEFAULT_STORAGE])
     for tail in (False, True):
         assert f"arguments {expected}" in user.submit(whole_log, address, job, tail).result()
     assert job.startswith("good-")
+    return job
 
 
-def check_failure(user: ProcessPoolExecutor, address: str, project: Path) -> None:
+def check_failure(user: ProcessPoolExecutor, address: str, project: Path) -> str:
     command = ["train", "seed=3"]
-    broken = user.submit(jobs.submit, address, command, project=project).result()
+    broken: str = user.submit(jobs.submit, address, command, project=project).result()
     failed = user.submit(jobs.wait, address, broken).exception()
     assert isinstance(failed, UserError)
     assert "FAILED" in str(failed)
+    return broken
 
 
 def check_unknown(user: ProcessPoolExecutor, address: str) -> None:
@@ -268,11 +252,12 @@ def check_unknown(user: ProcessPoolExecutor, address: str) -> None:
             assert "no such job" in str(refusal)
 
 
-def ray_job_list(address: str, environment: dict[str, str]) -> str:
-    """What Ray's own command line shows."""
+def shown_by(cluster: Cluster, *command: str | Path) -> str:
+    """What a command line of Python prints for a user of the cluster."""
     return subprocess.run(
-        [sys.executable, RAY, "job", "list", "--address", address],
-        env={**os.environ, **environment},
+        [sys.executable, *command],
+        env={**os.environ, **cluster.environment},
+        cwd=PROJECT,
         check=True,
         capture_output=True,
         text=True,

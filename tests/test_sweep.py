@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -65,11 +68,23 @@ def test_a_trial_differs_from_its_sweep_in_its_settings_and_folder_only(small: M
     assert trial.identity() == expected
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Experiment, dict[str, Any]]]:
+    """A sweep of two trials over images that were never prepared, on a cluster that starts and ends with it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    planted.classes(folder / "images", "ant", "bee", "cow")
+    settings = ["name=sweep", f"storage={folder / 'runs'}", "train.epochs=1", "train.batch_size=4", *GRID]
+    settings += ["benchmark=image_folder", "benchmark.tasks=3", f"benchmark.path={folder / 'images'}"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EVERGREEN_CACHE", str(folder / "cache"))
+        experiment = load_experiment([*settings, "method.search.every=1"])
+        yield experiment, launch_sweep(experiment)
+
+
 @pytest.mark.ray
-def test_a_sweep_leaves_its_trials_their_record_and_a_report(tmp_path: Path) -> None:
+def test_a_sweep_leaves_its_trials_their_record_and_a_report(swept: tuple[Experiment, dict[str, Any]]) -> None:
     """Two trials in their drivers' processes; the second call finds everything done."""
-    experiment = small_experiment(tmp_path, "name=sweep", "tracking.enabled=true", "train.epochs=1", *GRID)
-    summary = launch_sweep(experiment)
+    experiment, summary = swept
     assert [t["status"] for t in summary["trials"]] == ["finished", "finished"]
     assert sorted(t["settings"]["method.rank"] for t in summary["trials"]) == [2, 3]
     objectives = [t["objective"] for t in summary["trials"]]
@@ -87,29 +102,22 @@ def test_a_sweep_leaves_its_trials_their_record_and_a_report(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_the_trials_of_a_sweep_find_their_images_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("EVERGREEN_CACHE", str(cache))
-    planted.classes(tmp_path / "images", "ant", "bee")
-    settings = ["name=sweep", "benchmark=image_folder", "benchmark.tasks=2", "method=lora", "train.epochs=1"]
-    settings += [f"benchmark.path={tmp_path / 'images'}", f"storage={tmp_path / 'runs'}", "tracking.enabled=false"]
-    experiment = load_experiment([*settings, "sweep.space.method.rank=[2,3]"])
-    summary = launch_sweep(experiment)
-    assert [trial["status"] for trial in summary["trials"]] == ["finished", "finished"]
-    made = [file for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
+def test_the_trials_of_a_sweep_find_their_images_prepared(swept: tuple[Experiment, dict[str, Any]]) -> None:
+    made = [file for file in Path(os.environ["EVERGREEN_CACHE"]).rglob("*") if file.is_file()]
+    made = [file for file in made if file.suffix != ".lock"]
     assert len(made) == 4, "images and bad files of two splits"
     last = max(file.stat().st_mtime_ns for file in made)
-    for trial in summary["trials"]:
+    for trial in swept[1]["trials"]:
         folder = Path(trial["folder"])
         assert read_json(folder / "result.json")["prepared_rows"] == 0
         assert (folder / "experiment.json").stat().st_mtime_ns > last, "and nothing is written later"
 
 
 @pytest.mark.ray
-def test_asha_stops_weak_trials_that_optuna_draws(tmp_path: Path) -> None:
+def test_asha_stops_weak_trials_that_optuna_draws(user: ProcessPoolExecutor, tmp_path: Path) -> None:
     """Whatever it stops, it stops at a whole number of tasks, and at least one trial ends."""
-    settings = ["name=asha", "sweep.scheduler=asha", "sweep.searcher=optuna", "sweep.trials=3", "sweep.concurrent=1"]
-    summary = launch_sweep(small_experiment(tmp_path, *settings, "train.epochs=1", *GRID))
+    settings = ["name=asha", "sweep.scheduler=asha", "sweep.searcher=optuna", "sweep.trials=3", "sweep.concurrent=2"]
+    summary = user.submit(launch_sweep, small_experiment(tmp_path, *settings, "train.epochs=1", *GRID)).result()
     statuses = [t["status"] for t in summary["trials"]]
     assert len(statuses) == 3
     assert set(statuses) <= {"finished", "stopped"}

@@ -1,4 +1,4 @@
-"""A real Ray cluster of two nodes on this machine, for the tests that need one.
+"""A real Ray cluster of two nodes on this machine for all tests that need one, and processes of its users.
 
 Ray takes 127.0.0.1 for the dashboard only: on Linux it swaps a loopback node address for the
 machine's own. The token keeps others out meanwhile.
@@ -17,8 +17,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 RAY = Path(sys.executable).parent / "ray"
 Node = subprocess.Popen[bytes]
@@ -26,9 +30,19 @@ START_SECONDS = 120
 END_SECONDS = 10
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where a cluster answers, and the variables that its users have to set."""
+
+    dashboard: str
+    address: str  # of the cluster itself, for RAY_ADDRESS
+    token: str
+    environment: dict[str, str]
+
+
 @contextmanager
-def two_node_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the dashboard's address and the variables that a client of the cluster has to set."""
+def two_node_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster that ends with the block."""
     token = secrets.token_hex(32)
     token_file = tmp_path / "token"
     token_file.touch(mode=0o600)
@@ -39,7 +53,7 @@ def two_node_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     gcs, dashboard, client = free_ports(3)
-    address = f"http://127.0.0.1:{dashboard}"
+    url = f"http://127.0.0.1:{dashboard}"
     head = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with ExitStack() as stack:
         # Sockets live below this folder, and their paths may not exceed 107 letters.
@@ -51,8 +65,20 @@ def two_node_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         nodes.append(start_node([*local, *head], environment, log.fileno()))
         wait_until(lambda: listens(gcs), nodes, log.name)
         nodes.append(start_node([f"--address=127.0.0.1:{gcs}"], environment, log.fileno()))
-        wait_until(lambda: alive_nodes(address, token) == 2, nodes, log.name)
-        yield address, environment
+        wait_until(lambda: alive_nodes(url, token) == 2, nodes, log.name)
+        yield Cluster(url, f"127.0.0.1:{gcs}", token, environment)
+
+
+def enter(environment: dict[str, str]) -> None:
+    """Make a process one of a given user: its own variables for Ray and no others."""
+    for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def as_user(environment: dict[str, str]) -> ProcessPoolExecutor:
+    """A process of its own, because Ray keeps the first token that it reads."""
+    return ProcessPoolExecutor(1, get_context("spawn"), enter, (environment,))
 
 
 def free_ports(count: int) -> list[int]:
@@ -86,13 +112,17 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def alive_nodes(address: str, token: str) -> int:
-    """How many nodes the dashboard counts as alive."""
-    url = f"{address}/nodes?view=summary"
+def dashboard_says(url: str, token: str) -> Any:
+    """The answer of a dashboard's page."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def alive_nodes(dashboard: str, token: str) -> int:
+    """How many nodes the dashboard counts as alive."""
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            summary = json.load(answer)["data"]["summary"]
+        summary = dashboard_says(f"{dashboard}/nodes?view=summary", token)["data"]["summary"]
     except OSError:
         return 0
     return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in summary)
