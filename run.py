@@ -75,13 +75,28 @@ def compare(
     settings: Settings = None,
     output: Annotated[Path | None, typer.Option(help="page to write; default: docs/<study>.md")] = None,
 ) -> None:
-    """Run all rows of a study and write one page with their table; goes on where it stopped."""
+    """Run all rows of a study and write one page (Markdown and HTML) with their table; goes on where it stopped."""
     from orchestrator.launch import check_run, launch_run
     from orchestrator.study import run_study
 
     page = output or PROJECT / "docs" / f"{study.stem}.md"
     run_study(study, page, settings or [], check_run, launch_run)
-    print(f"page: {page}")
+    print(f"page: {page}", f"HTML: {page.with_suffix('.html')}", sep="\n")
+
+
+@app.command()
+def tree(
+    run: Annotated[str, typer.Argument(help="name of a run, finished or under way, or its folder below storage")],
+    settings: Settings = None,
+) -> None:
+    """Print the task tree of a run: distances of its leaves, and what the last search found in it."""
+    from orchestrator.console import output
+    from orchestrator.tree_source import find_tree
+    from orchestrator.tree_view import tree_parts
+
+    found = find_tree(run, settings or [])
+    print(f"{found.run}: {found.when}")
+    output.print(*tree_parts(found.report, found.names), sep="\n", crop=False)
 
 
 @app.command()

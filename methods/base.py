@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from methods.levels import Levels
+
+Again = Callable[[], Tensor]  # the adapters' gradient [levels, width] of the same batch at their present values
 
 
 class MethodConfig(BaseModel):
@@ -23,28 +25,35 @@ class Chooser(Protocol):
     """The central search as a method sees it: in this process or behind an actor, it cannot tell which.
 
     A point is (task, step); every call may be repeated. ``part`` numbers the shards of a sketch, ``parts`` of which
-    make it whole.
+    make it whole; what a sketch is, a method agrees upon with its own service. An entry is a stored signature: that of
+    one task, or of several that a budget has made one.
     """
 
-    def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None: ...
+    def observe(self, task: int, step: int, part: int, sketch: Any, period: int, other: Any = None) -> None:
+        """Search with ``sketch``; ``period`` is the number of steps that share the search's statistics.
 
-    def choose(self, task: int, step: int) -> int: ...
+        ``other`` is the gradient at the entries that were chosen last, where the search observes fresh gradients.
+        """
 
-    def close_task(self, task: int, part: int, sketch: Tensor) -> None: ...
+    def choose(self, task: int, step: int) -> list[int]:
+        """The entry for each level as of that point; empty while there is none."""
+
+    def close_task(self, task: int, part: int, sketch: Any) -> None:
+        """Store a finished task."""
+
+    def merged(self, task: int) -> list[int]:
+        """The two entries (kept, dropped) that became one when ``task`` was stored, or nothing."""
+
+    def weights(self, task: int) -> list[float]:
+        """Share of each entry in a mean over the tree in which branches count alike; they add up to 1."""
 
 
-class Service(Protocol):
+class Service(Chooser, Protocol):
     """The single-writer state behind a chooser: it lives where the run's driver puts it."""
 
     def expect(self, parts: int) -> None: ...
 
-    def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None: ...
-
-    def choose(self, task: int, step: int) -> int: ...
-
     def answered(self, task: int, step: int) -> bool: ...
-
-    def close_task(self, task: int, part: int, sketch: Tensor) -> None: ...
 
     def closed(self, task: int) -> bool: ...
 
@@ -72,8 +81,11 @@ class Method:
         """Settings worth sweeping, in the form of ``sweep.space``."""
         return {}
 
-    def adapt(self, model: nn.Module, targets: tuple[str, ...]) -> None:
-        """Insert what will be trained next to the frozen backbone."""
+    def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str]) -> None:
+        """Insert what will be trained next to the frozen backbone.
+
+        ``targets`` are endings of module names, ``blocks`` the names of the transformer blocks in order.
+        """
 
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:
         """Receive the local slices of the adapters and, if ``service`` made one, the search."""
@@ -87,14 +99,21 @@ class Method:
         """Whether ``task`` may move the adapters; where not, only the head learns."""
         return True
 
-    def begin_task(self, task: int, steps: int) -> None:
-        """``steps`` optimiser steps are planned for ``task``."""
+    def begin_task(self, task: int, steps: int, epochs: int) -> None:
+        """``steps`` optimiser steps in ``epochs`` passes are planned for ``task``."""
 
-    def edit_gradients(self, step: int, loss: Tensor) -> None:
-        """Change the local gradient slices in place; ``loss`` is the mean over the global batch."""
+    def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
+        """Change the local gradients in place; ``loss`` is the mean over the global batch.
+
+        ``again`` runs the batch once more, which all ranks have to do together.
+        """
 
     def end_task(self) -> None:
         """The task's last step is done."""
+
+    def inference(self) -> Tensor | None:
+        """The adapters [levels, width] to evaluate with; None: as they were trained last."""
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Whole tensors, the same on every rank and at any world size."""

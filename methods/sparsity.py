@@ -11,18 +11,17 @@ BINS = 4096
 LOWEST, HIGHEST = -80.0, 20.0  # powers of two
 
 
-def sparsify(levels: Levels, gradients: list[Tensor], sparsity: float) -> list[Tensor]:
-    """Zero all but the largest (1 - ``sparsity``) share of every level by magnitude.
+def sparsify(levels: Levels, gradients: Tensor, sparsity: float) -> Tensor:
+    """Zero all but the largest (1 - ``sparsity``) share of every level [levels, width] by magnitude.
 
     The threshold is read off a histogram of log-magnitudes (bins 1.7 % wide) that is added over the shards, so that
     nothing is gathered and the kept set does not depend on the world size. The bin at the threshold is kept whole.
     """
     if sparsity == 0:
         return gradients
-    bins = [magnitude_bin(g) for g in gradients]
-    counts = torch.stack([torch.bincount(b, minlength=BINS) for b in bins]).double()
-    thresholds = threshold_bins(levels.total(counts), levels.sizes, sparsity)
-    return [g * (b >= t) for g, b, t in zip(gradients, bins, thresholds, strict=True)]
+    bins = magnitude_bin(gradients)
+    counts = torch.stack([torch.bincount(row, minlength=BINS) for row in bins]).double()
+    return gradients * (bins >= threshold_bins(levels.total(counts), levels.sizes, sparsity)[:, None])
 
 
 def magnitude_bin(gradient: Tensor) -> Tensor:
@@ -31,9 +30,9 @@ def magnitude_bin(gradient: Tensor) -> Tensor:
     return place.clamp(0, BINS - 1).long()
 
 
-def threshold_bins(counts: Tensor, sizes: list[int], sparsity: float) -> list[int]:
-    """The highest bin of each level above which (with it) lies at least the share to keep."""
+def threshold_bins(counts: Tensor, sizes: list[int], sparsity: float) -> Tensor:
+    """The highest bin of each level above which (with it) lies at least the share to keep, [levels]."""
     from_top = counts.flip(1).cumsum(1).flip(1)
     keep = (1 - sparsity) * torch.tensor(sizes, dtype=counts.dtype, device=counts.device)
     keep = keep.round(decimals=6)  # (1 - 0.7) * 10 is a little more than 3
-    return ((from_top >= keep[:, None]).sum(1) - 1).tolist()
+    return (from_top >= keep[:, None]).sum(1) - 1

@@ -48,7 +48,7 @@ def load_experiment(settings: list[str], kind: str = "run") -> Experiment:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(data, dict)
-    return checked({str(key): value for key, value in data.items()}, kind)
+    return checked({str(key): value for key, value in data.items()}, kind, chosen.get("method"))
 
 
 def composed_files(chosen: dict[str, str]) -> Any:
@@ -96,8 +96,8 @@ def assign(composed: Any, override: Override) -> None:
         raise UserError(f"{key}: no such setting ({first_line(error)}){nearest(key, setting_names())}") from None
 
 
-def checked(data: dict[str, Any], kind: str = "run") -> Experiment:
-    """Validate plain data as an Experiment; a name is made up where none is given."""
+def checked(data: dict[str, Any], kind: str = "run", option: str | None = None) -> Experiment:
+    """Validate plain data as an Experiment; a name is made up where none is given, from the method's ``option``."""
     method = data.get("method")
     if not isinstance(method, dict):
         raise UserError("method: choose one as in method=treelora")
@@ -105,17 +105,17 @@ def checked(data: dict[str, Any], kind: str = "run") -> Experiment:
         raise UserError(f"method={method.get('name')}: choose one of {', '.join(method_names())}")
     config = method_class(method["name"]).Config
     data["method"] = validated(config, method, "method.")
-    data["name"] = data.get("name") or default_name(data) + ("-sweep" if kind == "sweep" else "")
+    data["name"] = data.get("name") or default_name(data, option) + ("-sweep" if kind == "sweep" else "")
     return validated(Experiment, data, "")
 
 
-def default_name(data: dict[str, Any]) -> str:
+def default_name(data: dict[str, Any], option: str | None) -> str:
     """Method, benchmark, backbone, head, subset and seeds; the usual backbone and head are left out.
 
     A number on a subset is never taken for one on all data.
     """
     benchmark = data.get("benchmark", {})
-    parts = [data["method"].name, str(benchmark.get("name")), *model_parts(data)]
+    parts = [option or data["method"].name, str(benchmark.get("name")), *model_parts(data)]
     parts += [f"{k.split('_')[0]}{benchmark[k]}" for k in SUBSET if benchmark.get(k)]
     parts += [f"order{data['order_seed']}"] if data.get("order_seed") is not None else []
     return "-".join([*parts, f"seed{data.get('seed', 0)}"])
@@ -151,6 +151,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     if finding["type"] == "missing":
         return f"{place}: a value is missing"
     reason = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if isinstance(finding["input"], dict):  # settings that do not fit each other; the reason names them
+        return f"{place.rstrip('.')}: {reason}"
     return (
         f"{place}={finding['input']}: should be {reason}"
         if "Input should" in finding["msg"]

@@ -41,7 +41,11 @@ class Learner:
         except BenchmarkError as error:
             raise UserError(str(error)) from None
         self.method = method_class(experiment.method.name)(experiment.method)
-        self.method.adapt(self.model.backbone, self.model.targets)
+        blocks = [name.removeprefix("backbone.") for name in self.model.block_names]
+        try:
+            self.method.adapt(self.model.backbone, self.model.targets, blocks)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         self.half = half_precision(self.settings.precision, place.device)
         self.wrapped = place.spread(self.model, self.half)
         self.method.bind(place.levels(self.model), chooser)
@@ -85,33 +89,64 @@ class Learner:
 
     def begin_task(self, task: Task, steps: int) -> None:
         self.select(task)
-        self.method.begin_task(task.index, steps)
+        self.method.begin_task(task.index, steps, self.epochs(task))
 
     def end_task(self) -> None:
         with self.timed("method"):
             self.method.end_task()
         self.optimizer = None
         if self.model.closed_form:
-            self.fit_head(self.task.train)
+            with self.inference():
+                self.fit_head(self.task.train)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """The adapters as the method wants them evaluated."""
+        chosen = self.method.inference()
+        if chosen is None:
+            yield
+            return
+        trained = self.method.levels.parameters()
+        self.method.levels.set_parameters(chosen)
+        yield
+        self.method.levels.set_parameters(trained)
 
     def step(self, rows: Tensor, number: int) -> float:
         """One optimiser step on the global batch ``rows``; returns the mean loss over it."""
         assert self.optimizer is not None
         with self.timed("train"):
-            torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
-            self.wrapped.train()
-            loss = sum((self.backward(part, len(rows)) for part in self.parts(rows)), torch.zeros(()))
-            self.place.average_gradients(self.model)
+            loss = self.differentiate(rows, number)
         if not torch.isfinite(loss):
             raise UserError(f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate")
         with self.timed("method"):
-            self.method.edit_gradients(number, loss)
+            try:
+                self.method.edit_gradients(number, loss, lambda: self.gradient_again(rows, number))
+            except ValueError as error:
+                raise UserError(f"task {self.task.index}, step {number}: {error}") from None
         with self.timed("train"):
             if self.settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.trained(), self.settings.clip_norm)
             self.optimizer.step()
             self.model.zero_grad()
         return float(loss)
+
+    def differentiate(self, rows: Tensor, number: int) -> Tensor:
+        """Mean loss of the global batch ``rows``; its gradient lies in the parameters afterwards."""
+        torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
+        self.wrapped.train()
+        loss = sum((self.backward(part, len(rows)) for part in self.parts(rows)), torch.zeros(()))
+        self.place.average_gradients(self.model)
+        return loss
+
+    def gradient_again(self, rows: Tensor, number: int) -> Tensor:
+        """The adapters' gradient of the same batch at their present values; the step's own gradient stays."""
+        kept = [(p, p.grad) for p in self.trained()]
+        self.model.zero_grad()
+        self.differentiate(rows, number)
+        found = self.method.levels.gradients()
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        return found
 
     def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """A step's batch in the parts that go through the model one after another."""

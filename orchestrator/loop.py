@@ -78,10 +78,12 @@ def steps_of(task: Task, learner: Learner) -> int:
 
 def measure(learner: Learner, stream: TaskStream, position: Position) -> None:
     """Fill one row of each matrix."""
-    test, *unmasked = scores(learner, stream, position.task + 1, "test")
+    with learner.inference():
+        test, *unmasked = scores(learner, stream, position.task + 1, "test")
+        validation = scores(learner, stream, position.task + 1, "validation")[0]
     position.test.append(test)
     position.unmasked += unmasked
-    position.validation.append(scores(learner, stream, position.task + 1, "validation")[0])
+    position.validation.append(validation)
     position.losses.append(position.loss)
 
 

@@ -63,6 +63,14 @@ def pulls_picture(names: Sequence[str], pulls: Matrix) -> Markup:
     return heat_map("pulls", label, names, values, future, "{:,.0f}", pulls.max(), "leaf", "while learning")
 
 
+def distances_picture(names: Sequence[str], distances: Matrix) -> Markup:
+    """Heat map of the distance between any two leaves of the tree; a leaf has none to itself."""
+    label = f"Heat map: distances between the {len(names)} leaves of the tree"
+    itself = np.eye(len(names), dtype=bool)
+    values, top = np.where(itself, np.nan, distances), float(distances.max()) or 1.0
+    return heat_map("distances", label, names, values, itself, "{:.2f}", top, "leaf", "leaf")
+
+
 def progress_picture(names: Sequence[str], accuracy: Matrix) -> Markup:
     """One line for each task, from where it was learned."""
     count = len(names)
@@ -106,7 +114,7 @@ def tree_picture(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return svg("tree", f"Tree of {len(leaves)} tasks", (7.6, 0.9 + 0.3 * len(leaves)), draw)
+    return svg("tree", f"Tree of {len(leaves)} leaves", (7.6, 0.9 + 0.3 * len(leaves)), draw)
 
 
 def objective_picture(sweep: Record, trials: Sequence[Record], swept: Sequence[str]) -> Markup:

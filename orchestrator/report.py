@@ -25,12 +25,14 @@ from orchestrator.pictures import (
     Matrix,
     Record,
     accuracy_picture,
+    distances_picture,
     objective_picture,
     progress_picture,
     pulls_picture,
     setting_text,
     tree_picture,
 )
+from orchestrator.tree_view import entry_names, leaf_tasks, search_rows, search_task, task_label
 
 
 def run_report(result: dict[str, Any]) -> str:
@@ -68,13 +70,17 @@ def run_view(result: Record) -> dict[str, Any]:
     """What the template shows of a run."""
     report = result["method_report"] or {}
     names, accuracy = result["task_names"], as_matrix(result["accuracy_matrix"])
-    pulls = as_matrix(report.get("pulls", []))
+    pulls, distances = as_matrix(report.get("pulls", [])), as_matrix(report.get("distances", []))
+    entries = entry_names(report, names)
     return {
         "result": result,
         "settings": flattened(result["config"]),
         "accuracy": accuracy_picture(names, accuracy),
         "progress": progress_picture(names, accuracy),
         "tree": placed_tree(names, (report.get("tree") or {}).get("nodes", [])),
+        "distances": distances_picture(entries, distances) if len(entries) > 1 else None,
+        "searched": search_task(report, names),
+        "search": search_rows(report, names),
         "pulls": pulls_picture(names, pulls) if pulls.any() else None,
         "favourites": favourites(names, report.get("chosen", [])),
     }
@@ -106,8 +112,9 @@ def favourites(names: Sequence[str], chosen: Sequence[Sequence[int]]) -> list[tu
 
 
 def placed_tree(names: Sequence[str], nodes: Sequence[Record]) -> Markup | None:
-    """The tree's picture with its nodes placed by diameter, or else by depth; None where no leaf is a task."""
-    leaves = {node["id"]: names[int(node["task"])] for node in nodes if node["task"] is not None}
+    """The tree's picture with its nodes placed by diameter, or else by depth; None where it has no leaf."""
+    held = {node["id"]: leaf_tasks(node) for node in nodes}
+    leaves = {node: task_label(names, tasks) for node, tasks in held.items() if tasks is not None}
     if not leaves:
         return None
     diameters = node_diameters(nodes)

@@ -6,6 +6,7 @@ learner runs whole, replicated or sharded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +83,17 @@ class Place:
         dist.all_reduce(result)
         return result
 
-    def from_first(self, number: int) -> int:
-        """The first worker's number, on every worker."""
+    def from_first(self, numbers: Sequence[float]) -> list[float]:
+        """The first worker's numbers, however many, on every worker."""
         if self.world == 1:
-            return number
-        sent = torch.tensor(number, device=self.device)
+            return list(numbers)
+        size = torch.tensor(len(numbers), device=self.device)
+        dist.broadcast(size, 0)
+        sent = torch.zeros(int(size), dtype=torch.float64, device=self.device)
+        if self.rank == 0:
+            sent.copy_(torch.tensor(numbers, dtype=torch.float64))
         dist.broadcast(sent, 0)
-        return int(sent)
+        return sent.tolist()
 
     def barrier(self) -> None:
         if self.world > 1:

@@ -73,7 +73,7 @@ def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tun
             num_samples=samples(experiment, space),
             search_alg=searcher(experiment),
             scheduler=scheduler(experiment, tasks),
-            max_concurrent_trials=experiment.sweep.concurrent or concurrent(workers),
+            max_concurrent_trials=at_a_time(experiment),
             trial_dirname_creator=lambda made: made.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -161,7 +161,8 @@ def samples(experiment: Experiment, space: dict[str, Any]) -> int:
 def searcher(experiment: Experiment) -> Any:
     if experiment.sweep.searcher == "optuna":
         return OptunaSearch(metric=OBJECTIVE, mode="max", seed=experiment.seed)
-    return BasicVariantGenerator(random_state=experiment.seed)
+    # Tune's own limit does not reach this generator: trials would start whose workers wait for each other.
+    return BasicVariantGenerator(max_concurrent=at_a_time(experiment), random_state=experiment.seed)
 
 
 def scheduler(experiment: Experiment, tasks: int) -> AsyncHyperBandScheduler | None:
@@ -171,9 +172,10 @@ def scheduler(experiment: Experiment, tasks: int) -> AsyncHyperBandScheduler | N
     return AsyncHyperBandScheduler(time_attr="task", max_t=tasks, grace_period=1, reduction_factor=2)
 
 
-def concurrent(workers: int) -> int:
-    """Trials whose workers fit at the same time; more would wait for each other."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // max(workers, 1))
+def at_a_time(experiment: Experiment) -> int:
+    """Trials at the same time: as set, else as many as have room for their workers."""
+    room = int(ray.cluster_resources().get("CPU", 1)) // max(experiment.scale.workers, 1)
+    return experiment.sweep.concurrent or max(1, room)
 
 
 def summarise(experiment: Experiment, results: tune.ResultGrid) -> dict[str, Any]:

@@ -8,6 +8,7 @@ it again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -37,19 +38,30 @@ class TreeActor:
         self.service.load_state_dict(state)
         self.loaded = True
 
-    async def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
-        self.ready().observe(task, step, part, sketch, rounds)
+    async def observe(self, task: int, step: int, part: int, sketch: Any, period: int, other: Any = None) -> None:
+        self.ready().observe(task, step, part, sketch, period, other)
         await self.tell()
 
-    async def close_task(self, task: int, part: int, sketch: Tensor) -> None:
+    async def close_task(self, task: int, part: int, sketch: Any) -> None:
         self.ready().close_task(task, part, sketch)
         await self.tell()
 
-    async def choose(self, task: int, step: int) -> int:
+    async def choose(self, task: int, step: int) -> list[int]:
         """The answer to a search point, once all parts are in."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.ready().answered(task, step))
+        await self.until(lambda: self.ready().answered(task, step))
         return self.service.choose(task, step)
+
+    async def merged(self, task: int) -> list[int]:
+        await self.until(lambda: self.ready().closed(task))
+        return self.service.merged(task)
+
+    async def weights(self, task: int) -> list[float]:
+        await self.until(lambda: self.ready().closed(task))
+        return self.service.weights(task)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(true)
 
     async def state_dict(self) -> dict[str, Tensor]:
         return self.ready().state_dict()
@@ -70,7 +82,7 @@ class TreeActor:
 class RemoteSearch:
     """One worker's line to the actor: observations are sent without waiting, the first worker asks for all.
 
-    ``expect``, ``state_dict``, ``load_state_dict``, ``choose`` and ``report`` are called by all workers together.
+    All calls but ``observe`` and ``close_task`` are made by all workers together.
     """
 
     def __init__(self, actor: Any, place: Place) -> None:
@@ -85,17 +97,27 @@ class RemoteSearch:
             self.ask("load", state, self.parts)
         self.place.barrier()
 
-    def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
+    def observe(self, task: int, step: int, part: int, sketch: Any, period: int, other: Any = None) -> None:
         self.settle()
-        self.sent.append(self.actor.observe.remote(task, step, part, sketch, rounds))
+        self.sent.append(self.actor.observe.remote(task, step, part, sketch, period, other))
 
-    def close_task(self, task: int, part: int, sketch: Tensor) -> None:
+    def close_task(self, task: int, part: int, sketch: Any) -> None:
         self.settle()
         self.sent.append(self.actor.close_task.remote(task, part, sketch))
 
-    def choose(self, task: int, step: int) -> int:
-        leaf = int(self.ask("choose", task, step)) if self.place.rank == 0 else 0
-        return self.place.from_first(leaf)
+    def choose(self, task: int, step: int) -> list[int]:
+        return [int(entry) for entry in self.told("choose", task, step)]
+
+    def merged(self, task: int) -> list[int]:
+        return [int(entry) for entry in self.told("merged", task)]
+
+    def weights(self, task: int) -> list[float]:
+        return self.told("weights", task)
+
+    def told(self, call: str, *arguments: Any) -> list[float]:
+        """One answer for all workers: the first one asks, once its own messages have arrived without an error."""
+        self.settle()
+        return self.place.from_first(self.ask(call, *arguments) if self.place.rank == 0 else [])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state after everything that any worker has sent; on the first worker only."""

@@ -19,7 +19,8 @@ import torch
 
 from orchestrator.compose import GROUPS, option_names
 
-COMMANDS = ("train", "sweep", "compare", "methods", "benchmarks", "options", "submit", "jobs", "logs", "stop", "watch")
+COMMANDS = ("train", "sweep", "compare", "tree", "methods", "benchmarks", "options", "submit", "jobs", "logs", "stop")
+COMMANDS += ("watch",)
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"
@@ -159,9 +160,15 @@ def test_more_workers_than_cpus_are_refused_before_any_starts(
         (["watch", "--port", "0"], "Invalid value for '--port': "),
         (["watch", "--port", "high"], "Invalid value for '--port': "),
         (["methods", "lora"], "Got unexpected extra argument"),
+        (["tree"], "Missing argument 'run'"),
+        (["compare"], "Missing argument 'study'"),
         (["stop", "some-job"], "Missing option '--address'"),
         (["logs", "--address", "http://127.0.0.1:1"], "Missing argument 'job'"),
         (["submit", "--address", "http://127.0.0.1:1"], "Missing argument '-- COMMAND...'"),
+        (
+            ["submit", "--address", "http://127.0.0.1:1", "--", "train", "method.rnak=3"],  # told before it is sent
+            "method.rnak: no such setting; did you mean method.rank?",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line(

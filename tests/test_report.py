@@ -19,11 +19,15 @@ def make_result(**changes: Any) -> dict[str, Any]:
     """A run of three tasks whose numbers all differ."""
     matrix = [[0.91, 0.111, None], [0.72, 0.934, 0.125], [0.643, None, 1.0]]
     nodes = [
-        {"id": 0, "parent": None, "task": None, "diameter": 0.8},
-        {"id": 1, "parent": 0, "task": 1, "diameter": 0.0},
-        {"id": 2, "parent": 0, "task": None, "diameter": 0.3},
-        {"id": 3, "parent": 2, "task": 0, "diameter": 0.0},
-        {"id": 4, "parent": 2, "task": 2, "diameter": 0.0},
+        {"id": 0, "parent": None, "tasks": None, "diameter": 0.8},
+        {"id": 1, "parent": 0, "tasks": [1], "diameter": 0.0},
+        {"id": 2, "parent": 0, "tasks": None, "diameter": 0.3},
+        {"id": 3, "parent": 2, "tasks": [0], "diameter": 0.0},
+        {"id": 4, "parent": 2, "tasks": [2], "diameter": 0.0},
+    ]
+    searched = [
+        {"tasks": [0], "pulls": 3, "mean": 0.4567, "bound": 0.3211},
+        {"tasks": [1], "pulls": 2000, "mean": None, "bound": None},
     ]
     result = {
         "name": "demo",
@@ -47,6 +51,9 @@ def make_result(**changes: Any) -> dict[str, Any]:
         "versions": {"torch": "2.14.1"},
         "method_report": {
             "tree": {"nodes": nodes},
+            "entries": [[0], [1], [2]],
+            "distances": [[0.0, 0.71, 0.32], [0.71, 0.0, 0.83], [0.32, 0.83, 0.0]],
+            "search": {"task": 2, "nodes": [], "entries": searched},
             "pulls": [[0, 0, 0], [12, 0, 0], [3, 2000, 0]],
             "chosen": [[], [0, 0], [1, 0, 1]],
         },
@@ -55,7 +62,8 @@ def make_result(**changes: Any) -> dict[str, Any]:
 
 
 def make_one_task_result() -> dict[str, Any]:
-    node = {"id": 0, "parent": None, "task": 0, "diameter": 0.0}
+    node = {"id": 0, "parent": None, "tasks": [0], "diameter": 0.0}
+    details = {"tree": {"nodes": [node]}, "entries": [[0]], "distances": [[0.0]], "search": None}
     return make_result(
         task_names=["cats"],
         accuracy_matrix=[[0.875]],
@@ -64,7 +72,7 @@ def make_one_task_result() -> dict[str, Any]:
         backward_transfer=None,
         forgetting=None,
         forward_transfer=None,
-        method_report={"tree": {"nodes": [node]}, "pulls": [[0]], "chosen": [[]]},
+        method_report=details | {"pulls": [[0]], "chosen": [[]]},
     )
 
 
@@ -174,6 +182,37 @@ def test_pulls_are_shown_for_leaves_that_existed(page: str) -> None:
 def test_tree_is_drawn_by_diameter_where_parents_are_widest(page: str) -> None:
     texts = figure_texts(page, "Tree")
     assert {"cats", "dogs", "owls", "diameter"} <= set(texts)
+
+
+def test_the_last_search_is_told_leaf_by_leaf(page: str) -> None:
+    assert table_rows(page, "Last search") == [["cats", "3", "0.457", "0.321"], ["dogs", "2,000", "–", "–"]]
+    assert "when owls was learned" in page
+
+
+def test_leaf_distances_are_a_heat_map_without_a_diagonal(page: str) -> None:
+    texts = figure_texts(page, "Heat map: distances between the 3 leaves")
+    assert [text for text in texts if text[0] in "0–"] == ["0.71", "0.32", "0.71", "0.83", "0.32", "0.83"]
+
+
+def test_a_leaf_of_several_tasks_names_them_all() -> None:
+    result = make_result()
+    nodes = [
+        {"id": 0, "parent": None, "tasks": None, "diameter": 0.8},
+        {"id": 1, "parent": 0, "tasks": [0, 2], "diameter": 0.1},
+        {"id": 2, "parent": 0, "tasks": [1], "diameter": 0.0},
+    ]
+    merged = {"entries": [[0, 2], [1]], "distances": [[0.0, 0.8], [0.8, 0.0]], "tree": {"nodes": nodes}}
+    html = report.run_report(make_result(method_report=result["method_report"] | merged))
+    assert {"cats + owls", "dogs"} <= set(figure_texts(html, "Tree"))
+    assert {"cats + owls", "0.80"} <= set(figure_texts(html, "Heat map: distances"))
+
+
+def test_a_result_of_an_earlier_version_is_still_shown() -> None:
+    nodes = [{"id": 0, "parent": None, "task": None, "diameter": 0.8}]
+    nodes += [{"id": 1 + task, "parent": 0, "task": task, "diameter": 0.0} for task in range(3)]
+    html = report.run_report(make_result(method_report={"tree": {"nodes": nodes}, "pulls": [], "chosen": []}))
+    assert {"cats", "dogs", "owls"} <= set(figure_texts(html, "Tree"))
+    assert "Heat map: distances" not in html and "Last search" not in html
 
 
 @pytest.mark.parametrize("diameter", [None, 0.9])

@@ -16,6 +16,7 @@ from benchmarks.dataset import Batch
 from benchmarks.formats import ImageFormat
 from benchmarks.models.classifier import Classifier
 from benchmarks.stream import Task, TaskStream, build_stream
+from methods.base import Again
 from methods.treelora import TreeLoRA
 from orchestrator import checkpoint, session
 from orchestrator.config import Experiment
@@ -99,19 +100,19 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
 def test_with_staleness_0_an_answer_is_used_at_its_own_search_point(
     small: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: dict[int, list[tuple[int, int]]] = {}
+    used: dict[int, list[tuple[int, list[int]]]] = {}
     edit = TreeLoRA.edit_gradients
 
-    def noting(self: TreeLoRA, step: int, loss: Tensor) -> None:
-        edit(self, step, loss)
+    def noting(self: TreeLoRA, step: int, loss: Tensor, again: Again) -> None:
+        edit(self, step, loss, again)
         if self.task == 1:
-            used.setdefault(self.config.search.staleness, []).append((step, self.leaf))
+            used.setdefault(self.config.search.staleness, []).append((step, self.chosen))
 
     monkeypatch.setattr(TreeLoRA, "edit_gradients", noting)
     for staleness in (0, 1):
         train(small(f"name=s{staleness}", f"method.search.staleness={staleness}"))
-    assert next(step for step, leaf in used[0] if leaf == 0) == 2
-    assert next(step for step, leaf in used[1] if leaf == 0) == 4
+    assert next((step, set(chosen)) for step, chosen in used[0] if chosen) == (2, {0})
+    assert next((step, set(chosen)) for step, chosen in used[1] if chosen) == (4, {0})
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -1,215 +1,187 @@
-"""The bandit on the tree: its bounds, its direction, and what it saves against a flat search."""
+"""The bandit on the tree: bounds by the formula, consistent statistics, and the flat search as its limit."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
+from typing import Any
 
 import numpy
 import pytest
+from numpy.typing import NDArray
 
-from methods.treelora.search import TreeSearch
-from methods.treelora.tree import Floats, TaskTree, directions, distance
+from methods.treelora.arms import Arms
+from methods.treelora.bandit import TreeSearch
+from methods.treelora.search import FlatSearch
+from methods.treelora.tree import TaskTree
 
-
-def random_sketches(tasks: int, seed: int = 0, levels: int = 3, width: int = 16) -> Floats:
-    return numpy.random.default_rng(seed).normal(size=(tasks, levels, width))
-
-
-def make_search(tasks: int, rounds: int = 500, confidence: float = 0.1, seed: int = 0) -> TreeSearch:
-    return TreeSearch(TaskTree.build(random_sketches(tasks)), rounds, confidence, seed)
+LEVELS, WIDTH = 3, 16
 
 
-def noisy_query(step: int) -> Floats:
-    return directions(random_sketches(1, seed=1000 + step)[0])
+def random_sketches(entries: int, seed: int = 0) -> NDArray[numpy.float64]:
+    return numpy.random.default_rng(seed).normal(size=(entries, LEVELS, WIDTH))
 
 
-def make_flat(tree: TaskTree) -> None:
-    """Infinite diameters tell nothing about what is below."""
-    tree.diameter[tree.task < 0] = numpy.inf
+def make_tree(entries: int, seed: int = 0, depth: int | None = None) -> TaskTree:
+    return TaskTree.build(random_sketches(entries, seed), depth=depth)
 
 
-@pytest.mark.parametrize("near", [0, 1])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_nearer_of_two_tasks_is_pulled_and_answered(near: int, seed: int) -> None:
-    sketches = random_sketches(2, seed)
-    search = TreeSearch(TaskTree.build(sketches), 220, 0.1, seed)
-    pulled = [search.pull(directions(sketches[near]))[0] for _ in range(220)]
-    assert numpy.mean(numpy.array(pulled[20:]) == near) >= 0.95
-    assert search.answer() == near
+def make_search(entries: int, rounds: int = 500, confidence: float = 0.1, seed: int = 0, **more: Any) -> TreeSearch:
+    return TreeSearch(make_tree(entries), rounds, confidence, seed, **more)
 
 
-def test_bounds_are_the_documented_formula() -> None:
-    """Two leaves below a root, ten rounds: log(2 * 2 * 10 * (n + 1) (n + 2)) / 2n under the root."""
-    search = make_search(2, rounds=10, confidence=0.3)
-    first, second = search.tree.leaf(0), search.tree.leaf(1)
-    search.update(first, 0.5)
-    search.update(first, 0.3)
-    search.update(second, 0.8)
-    leaves = [
-        0.4 - 0.3 * math.sqrt(math.log(40 * 3 * 4) / 4),
-        0.8 - 0.3 * math.sqrt(math.log(40 * 2 * 3) / 2),
-    ]
-    diameter = float(distance(*search.tree.signatures))
-    inner = 1.6 / 3 - 0.3 * math.sqrt(math.log(40 * 4 * 5) / 6) - diameter
-    assert search.bound[[first, second]] == pytest.approx(leaves, rel=1e-12)
+def play(search: Arms, losses: NDArray[numpy.float64]) -> list[int]:
+    """Pull with ``losses`` [entries, rounds], of each entry's n-th pull."""
+    pulled = []
+    for _ in range(losses.shape[1]):
+        entry = search.select()
+        search.update(entry, float(losses[entry, search.pulled[entry]]))
+        pulled.append(entry)
+    return pulled
+
+
+def random_losses(entries: int, rounds: int = 300) -> NDArray[numpy.float64]:
+    return numpy.random.default_rng(entries).uniform(size=(entries, rounds))
+
+
+def with_diameters(tree: TaskTree, diameter: float) -> TaskTree:
+    inner = tree.left >= 0
+    return dataclasses.replace(tree, diameter=numpy.where(inner, diameter, 0).astype(numpy.float32))
+
+
+@pytest.mark.parametrize("bonus", ["horizon", "paper"])
+def test_bounds_are_the_documented_formula(bonus: str) -> None:
+    """Two leaves below a root, of ten planned rounds three are played."""
+
+    def width(n: int) -> float:
+        if bonus == "paper":
+            return 0.3 * 2 * math.sqrt(math.log(3) / n)
+        return 0.3 * math.sqrt(math.log(2 * 2 * 10 * (n + 1) * (n + 2)) / (2 * n))
+
+    search = make_search(2, 10, 0.3, bonus=bonus)
+    for entry, loss in ((0, 0.5), (0, 0.3), (1, 0.8)):
+        search.update(entry, loss)
+    leaves = [0.4 - width(2), 0.8 - width(1)]
+    inner = 1.6 / 3 - width(3) - float(search.tree.diameter[0])
+    assert search.bounds() == pytest.approx(leaves, rel=1e-12)
     assert search.bound[0] == pytest.approx(max(min(leaves), inner), rel=1e-12)
 
 
+def test_the_first_round_of_the_papers_bonus_has_no_width() -> None:
+    search = make_search(2, bonus="paper")
+    search.update(0, 0.5)
+    assert search.bounds().tolist() == [0.5, -numpy.inf]
+
+
 def test_an_inner_bound_can_exceed_those_of_all_children() -> None:
-    search = make_search(2, rounds=10)
-    search.tree.diameter[0] = 0.0
-    search.update(search.tree.leaf(0), 0.5)
-    expected = 0.5 - 0.1 * math.sqrt(math.log(40 * 2 * 3) / 2)
-    assert search.bound[search.tree.leaf(1)] == -numpy.inf
-    assert search.bound[0] == pytest.approx(expected, rel=1e-12)
+    search = TreeSearch(with_diameters(make_tree(2), 0), 10, 0.1, 0)
+    search.update(0, 0.5)
+    assert search.bounds()[1] == -numpy.inf
+    assert search.bound[0] == pytest.approx(0.5 - 0.1 * math.sqrt(math.log(40 * 2 * 3) / 2), rel=1e-12)
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 9, 30])
+@pytest.mark.parametrize("bonus", ["horizon", "paper"])
+@pytest.mark.parametrize("depth", [None, 2])
+@pytest.mark.parametrize("entries", [1, 2, 9, 30])
 @pytest.mark.parametrize("rounds", [0, 1, 7, 200])
-def test_statistics_and_bounds_are_consistent_after_any_number_of_rounds(tasks: int, rounds: int) -> None:
-    search = make_search(tasks)
-    losses = [search.pull(noisy_query(step))[1] for step in range(rounds)]
+def test_statistics_and_bounds_are_consistent_after_any_number_of_rounds(
+    entries: int, rounds: int, depth: int | None, bonus: str
+) -> None:
+    search = TreeSearch(make_tree(entries, depth=depth), 200, 0.1, 0, bonus=bonus)
+    losses = random_losses(entries, rounds)
+    play(search, losses)
     tree = search.tree
-    assert sum(search.pulls()) == rounds
-    assert search.count[0] == rounds
-    assert search.total[0] == pytest.approx(sum(losses))
+    assert search.pulls().sum() == search.count[0] == rounds
     for node in range(len(tree.parent)):
+        members = tree.members(node)
+        assert search.count[node] == search.pulled[members].sum()
+        assert search.total[node] == pytest.approx(search.lost[members].sum())
         if search.count[node] == 0:
             assert search.bound[node] == -numpy.inf
-        if tree.task[node] >= 0:
-            assert search.bound[node] <= search.total[node] / max(search.count[node], 1)
-            continue
-        below = [tree.left[node], tree.right[node]]
-        assert search.count[node] == search.count[below].sum()
-        assert search.total[node] == pytest.approx(search.total[below].sum())
-        assert search.bound[node] >= search.bound[below].min()
+        elif tree.left[node] < 0:
+            assert search.bound[node] <= search.total[node] / search.count[node]
+        else:
+            assert search.bound[node] >= search.bound[[tree.left[node], tree.right[node]]].min()
 
 
+@pytest.mark.parametrize("bonus", ["horizon", "paper"])
 @pytest.mark.parametrize("rounds", [1, 7, 200])
-def test_updating_a_path_equals_recomputing_everything(rounds: int) -> None:
-    search = make_search(12)
-    for step in range(rounds):
-        search.pull(noisy_query(step))
-    fresh = make_search(12)
-    fresh.load(search.count.copy(), search.total.copy())
-    for name in ("bound", "best", "best_task"):
-        numpy.testing.assert_array_equal(getattr(fresh, name), getattr(search, name))
+def test_updating_a_path_equals_recomputing_everything(rounds: int, bonus: str) -> None:
+    search, fresh = make_search(12, bonus=bonus), make_search(12, bonus=bonus)
+    play(search, random_losses(12, rounds))
+    fresh.load(search.state())
+    numpy.testing.assert_array_equal(fresh.bound, search.bound)
     assert fresh.answer() == search.answer()
 
 
-@pytest.mark.parametrize("tasks", [2, 5, 16])
-def test_without_knowledge_of_diameters_the_search_is_a_flat_one(tasks: int) -> None:
-    rounds, confidence = 300, 0.3
-    losses = numpy.random.default_rng(tasks).uniform(size=(tasks, rounds))  # of each task's n-th pull
-    search = make_search(tasks, rounds, confidence)
-    make_flat(search.tree)
-    pulled = []
-    for _ in range(rounds):
-        leaf = search.select()
-        task = int(search.tree.task[leaf])
-        search.update(leaf, losses[task, search.count[leaf]])
-        pulled.append(task)
-
-    expected = list(range(tasks))  # once each, in an order that chance may pick
-    count, total = numpy.ones(tasks), losses[:, 0].copy()
-    while len(expected) < rounds:
-        width = numpy.sqrt(numpy.log(2 * tasks * rounds * (count + 1) * (count + 2)) / (2 * count))
-        task = int((total / count - confidence * width).argmin())
-        total[task] += losses[task, int(count[task])]
-        count[task] += 1
-        expected.append(task)
-    assert sorted(pulled[:tasks]) == expected[:tasks]
-    assert pulled[tasks:] == expected[tasks:]
+@pytest.mark.parametrize("bonus", ["horizon", "paper"])
+@pytest.mark.parametrize("entries", [2, 5, 16])
+def test_without_knowledge_of_diameters_the_tree_search_is_the_flat_one(entries: int, bonus: str) -> None:
+    """Both pull every entry once first, in an order that chance may pick."""
+    tree = with_diameters(make_tree(entries), numpy.inf)
+    losses = random_losses(entries)
+    pulled = play(TreeSearch(tree, 300, 0.3, 0, bonus=bonus), losses)
+    expected = play(FlatSearch(entries, 300, 0.3, 0, bonus=bonus), losses)
+    assert sorted(pulled[:entries]) == sorted(expected[:entries]) == list(range(entries))
+    assert pulled[entries:] == expected[entries:]
 
 
-def test_pulls_depend_on_the_seed_alone() -> None:
-    def pulled(seed: int) -> list[int]:
-        search = make_search(16, seed=seed)
-        return [search.pull(noisy_query(step))[0] for step in range(60)]
+def test_a_branch_of_identical_entries_is_searched_as_one() -> None:
+    """Two branches of two entries, without noise, against two entries."""
+    tree = with_diameters(TaskTree.build(numpy.eye(2).repeat(2, axis=0)[:, None]), 0)
+    means = numpy.array([0.4, 0.4, 0.5, 0.5])
+    search = TreeSearch(tree, 300, 0.3, 0, bonus="paper")
+    flat = FlatSearch(2, 300, 0.3, 0, bonus="paper")
+    branches = [entry // 2 for entry in play(search, means[:, None].repeat(300, axis=1))]
+    expected = play(flat, means[::2, None].repeat(300, axis=1))
+    assert branches[2:] == expected[2:]
+    assert 0 < sum(branches) < 300
 
-    assert pulled(3) == pulled(3)
-    assert len({tuple(pulled(seed)) for seed in range(5)}) == 5
+
+def test_a_leaf_of_several_entries_pulls_the_least_pulled_one() -> None:
+    search = TreeSearch(make_tree(9, depth=1), 200, 0.1, 0)
+    by_hand = numpy.zeros(9, dtype=int)
+    for entry, loss in zip(play(search, random_losses(9, 100)), range(100), strict=True):
+        members = search.tree.members(search.home[entry])
+        least = min(members, key=lambda member: (by_hand[member], member))
+        assert entry == least, loss
+        by_hand[entry] += 1
+    assert max(map(len, [search.tree.members(n) for n in (1, 2)])) > 1
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_without_confidence_width_and_noise_the_first_task_pulled_again_is_the_nearest(seed: int) -> None:
-    tree = TaskTree.build(random_sketches(32, seed))
-    query = directions(random_sketches(1, seed=100 + seed)[0])
-    search = TreeSearch(tree, 60, 0.0, seed)
-    nearest = int(distance(tree.signatures, query).argmin())
-    pulled: list[int] = []
-    while len(set(pulled)) == len(pulled):
-        pulled.append(search.pull(query)[0])
-    assert pulled[-1] == search.answer() == nearest
-    assert {search.pull(query)[0] for _ in range(20)} == {nearest}
+def test_the_scale_of_diameters_leaves_infinite_ones_alone() -> None:
+    tree = make_tree(2)
+    for diameter, expected in ((0.5, 0.125), (numpy.inf, numpy.inf)):
+        search = TreeSearch(with_diameters(tree, diameter), 10, 0, 0, diameter_scale=0.25)
+        search.update(0, 0.5)
+        assert search.bound[0] == 0.5 - expected
+    search = TreeSearch(with_diameters(tree, numpy.inf), 10, 0, 0, diameter_scale=0)
+    search.update(0, 0.5)
+    assert search.bound[0] == -numpy.inf
+
+
+def test_a_level_has_its_own_diameters() -> None:
+    tree = make_tree(6)
+    search = TreeSearch(tree, 10, 0.0, 0, level=1)
+    search.update(0, 0.5)
+    assert search.bound[0] == 0.5 - tree.diameters(1)[0] != 0.5 - tree.diameter[0]
 
 
 def test_before_the_first_round_there_is_no_answer() -> None:
-    assert TreeSearch(TaskTree.build(numpy.zeros((0, 1, 1))), 5, 0.1, 0).answer() == -1
     search = make_search(3)
     assert search.answer() == -1
-    task, _ = search.pull(noisy_query(0))
-    assert search.answer() == task
+    assert numpy.isnan(search.means()).all()
+    search.update(2, 0.9)
+    assert search.answer() == 2
 
 
-def oracle_tree(means: Floats) -> TaskTree:
-    """A balanced tree over tasks in order, whose diameters are the spread of the mean losses below."""
-    count = 2 * len(means) - 1
-    parent, left, right, task = (numpy.full(count, -1) for _ in range(4))
-    tree = TaskTree(numpy.zeros((len(means), 1, 1)), parent, left, right, task, numpy.zeros(count))
-    pending, node = [(0, len(means), -1)], 0
-    while pending:
-        first, last, above = pending.pop()
-        tree.parent[node] = above
-        tree.diameter[node] = numpy.ptp(means[first:last])
-        if above >= 0:
-            side = tree.left if tree.left[above] < 0 else tree.right
-            side[above] = node
-        if last - first == 1:
-            tree.task[node] = first
-        else:
-            middle = (first + last) // 2
-            pending += [(middle, last, node), (first, middle, node)]
-        node += 1
-    return tree
+def test_equal_means_are_answered_by_the_lowest_entry() -> None:
+    search = make_search(4)
+    for entry in (3, 1, 2):
+        search.update(entry, 0.5)
+    assert search.answer() == 1
 
 
-def regret(tasks: int, rounds: int, seed: int, tree_kind: str) -> float:
-    """Mean loss beyond the best task's, summed over rounds; noise 0.1, confidence twice that.
-
-    Groups of eight tasks lie within 0.05; the best group's mean is 0.1, the others' 0.5 to 0.9.
-    """
-    generator = numpy.random.default_rng(seed)
-    groups = generator.uniform(0.5, 0.9, tasks // 8)
-    groups[generator.integers(len(groups))] = 0.1
-    means = (groups[:, None] + generator.uniform(0, 0.05, (len(groups), 8))).flatten()
-    noise = generator.normal(0, 0.1, rounds)
-    if tree_kind == "shuffled":
-        means = generator.permutation(means)
-    tree = oracle_tree(means)
-    if tree_kind == "flat":
-        make_flat(tree)
-    search = TreeSearch(tree, rounds, 0.2, seed)
-    for error in noise:
-        leaf = search.select()
-        search.update(leaf, means[tree.task[leaf]] + error)
-    return float(search.pulls() @ (means - means.min()))
-
-
-@functools.cache
-def mean_regret(tasks: int, rounds: int, tree_kind: str) -> float:
-    return float(numpy.mean([regret(tasks, rounds, seed, tree_kind) for seed in range(20)]))
-
-
-@pytest.mark.parametrize(("tasks", "share"), [(16, 0.7), (64, 0.5)])
-def test_a_good_tree_saves_regret(tasks: int, share: float) -> None:
-    assert mean_regret(tasks, 500, "oracle") <= share * mean_regret(tasks, 500, "flat")
-
-
-def test_a_wrong_tree_costs_at_most_a_fifth_more_than_none() -> None:
-    assert mean_regret(64, 500, "shuffled") <= 1.2 * mean_regret(64, 500, "flat")
-
-
-def test_regret_grows_more_slowly_than_the_rounds() -> None:
-    assert mean_regret(16, 2000, "oracle") < 3.5 * mean_regret(16, 500, "oracle")
+def test_a_restored_search_must_fit_the_tree() -> None:
+    with pytest.raises(ValueError, match=r"saved search has shape \[3\] for 'pulled', this one needs shape \[4\]"):
+        make_search(4).load(make_search(3).state())

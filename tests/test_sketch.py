@@ -1,14 +1,19 @@
-"""CountSketch: pinned hashes, exact linearity over any shards, and the errors that theory promises."""
+"""Sketches: pinned hashes, exact linearity over any shards, and what is refused."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from methods.treelora.sketch import CountSketch, coordinate_hash
+from methods.treelora import sketch as module
+from methods.treelora.sketch import Sketch, SketchConfig, Sketcher, cauchy_entries, coordinate_hash, hashed
 
 MASK = (1 << 64) - 1
+COUNT, EXACT, BOTH = SketchConfig(width=64), SketchConfig(kind="exact"), SketchConfig(width=64, cauchy=16)
 
 
 def random_vectors(sizes: list[int], seed: int) -> list[Tensor]:
@@ -16,8 +21,15 @@ def random_vectors(sizes: list[int], seed: int) -> list[Tensor]:
     return [torch.randn(size, generator=generator) for size in sizes]
 
 
-def whole_sketch(sizes: list[int], width: int, seed: int) -> CountSketch:
-    return CountSketch([torch.arange(size) for size in sizes], width, seed)
+Sketching = Callable[[list[Tensor]], Sketch]  # one vector a slice
+
+
+def whole(sizes: list[int], config: SketchConfig, seed: int = 0) -> Sketching:
+    return joined(Sketcher([(level, 0, size) for level, size in enumerate(sizes)], sizes, config, seed))
+
+
+def joined(sketcher: Sketcher) -> Sketching:
+    return lambda vectors: sketcher(torch.cat(vectors) if vectors else torch.zeros(0))
 
 
 def splitmix(value: int) -> int:
@@ -28,95 +40,181 @@ def splitmix(value: int) -> int:
     return value ^ value >> 31
 
 
+def close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    return bool(((left - right).norm(dim=1) <= tolerance * right.norm(dim=1)).all())
+
+
 def test_buckets_and_signs_are_pinned() -> None:
     """Stored sketches become worthless when these change: count up ``VERSION`` then."""
-    sketch = CountSketch([torch.arange(8), torch.arange(10**12, 10**12 + 4)], width=256, seed=0)
-    assert sketch.buckets[0].tolist() == [154, 117, 32, 67, 106, 77, 159, 48]
-    assert sketch.signs[0].tolist() == [-1, 1, 1, -1, -1, 1, -1, 1]
-    assert sketch.buckets[1].tolist() == [90, 210, 5, 49]
-    assert sketch.signs[1].tolist() == [1, -1, -1, 1]
+    first, second = hashed([(0, 0, 8), (1, 10**12, 4)], width=256, seed=0)
+    assert first[1].tolist() == [154, 117, 32, 67, 106, 77, 159, 48]
+    assert first[2].tolist() == [1, 0, 0, 1, 1, 0, 1, 0]
+    assert second[1].tolist() == [90, 210, 5, 49]
+    assert second[2].tolist() == [0, 1, 1, 0]
+
+
+def test_a_sketch_is_pinned() -> None:
+    config = SketchConfig(width=4, cauchy=2)
+    values = whole([6, 3], config)([torch.arange(1.0, 7.0), torch.tensor([0.5, -2.0, 8.0])]).values
+    expected = [[3.0, 8.0, -6.0, -4.0, -101.0031, -47.7619], [10.0, 0.0, -0.5, 0.0, 3.5570, -26.5720]]
+    torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+def test_cauchy_entries_are_pinned() -> None:
+    expected = [[-27.264, -0.65794, -3.3251], [0.12593, 5.89896, -0.65840]]
+    torch.testing.assert_close(cauchy_entries(torch.arange(3), 2, 0, 0), torch.tensor(expected), rtol=1e-4, atol=0)
+    far = cauchy_entries(torch.tensor([10**12]), 2, 7, 3)
+    torch.testing.assert_close(far.flatten(), torch.tensor([-1.0067, -0.6224]), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("seed", "level"), [(0, 0), (7, 3), (2**40, 63)])
-def test_the_hash_is_splitmix64_of_seed_version_level_and_coordinate(seed: int, level: int) -> None:
+def test_hash_and_cauchy_entry_are_splitmix64_of_seed_version_level_coordinate_and_column(
+    seed: int, level: int
+) -> None:
     coordinates = [0, 1, 2, 4095, 2**33]
     key = splitmix(splitmix(splitmix(seed) + 1) + level)
     unsigned = [splitmix(coordinate + key) for coordinate in coordinates]
     assert [h & MASK for h in coordinate_hash(torch.tensor(coordinates), seed, level).tolist()] == unsigned
+    for column, entries in enumerate(cauchy_entries(torch.tensor(coordinates), 3, seed, level)):
+        uniform = [((splitmix(h + splitmix(column)) >> 11) + 0.5) / 2**53 for h in unsigned]
+        assert entries.tolist() == pytest.approx([math.tan(math.pi * (u - 0.5)) for u in uniform], rel=1e-6)
 
 
-def test_a_sketch_adds_signed_values_into_buckets() -> None:
-    sketch = CountSketch([torch.tensor([5, 3, 900])], width=2, seed=1)
-    expected = [0.0, 0.0]
-    for bucket, sign, value in zip(sketch.buckets[0], sketch.signs[0], [10.0, 200.0, 4000.0], strict=True):
-        expected[bucket] += float(sign) * value
-    assert sketch([torch.tensor([10.0, 200.0, 4000.0])]).tolist() == [expected]
+def test_count_adds_signed_values_into_buckets() -> None:
+    slices = [(1, 5, 2), (0, 0, 1), (1, 2, 1)]
+    expected = torch.zeros(2, 3)
+    for (level, bucket, minus), values in zip(hashed(slices, 3, 1), [[10.0, 200.0], [7.0], [4000.0]], strict=True):
+        for one, sign, value in zip(bucket, minus, values, strict=True):
+            expected[level, one] += value if sign == 0 else -value
+    sketch = joined(Sketcher(slices, [1, 7], SketchConfig(width=3), seed=1))
+    vectors = [torch.tensor([10.0, 200.0]), torch.tensor([7.0]), torch.tensor([4000.0])]
+    assert torch.equal(sketch(vectors).values, expected)
 
 
-def test_a_sketch_is_linear() -> None:
+def test_exact_places_values_at_their_coordinates_and_pads_with_zeros() -> None:
+    sketch = joined(Sketcher([(0, 1, 1), (1, 3, 1), (1, 0, 2)], [2, 4], EXACT, seed=0))
+    values = sketch([torch.tensor([5.0]), torch.tensor([6.0]), torch.tensor([7.0, 8.0])]).values
+    assert values.tolist() == [[0, 5, 0, 0], [7, 8, 0, 6]]
+
+
+@pytest.mark.parametrize("config", [COUNT, EXACT, BOTH])
+def test_a_sketch_is_linear(config: SketchConfig) -> None:
     sizes = [5000, 300, 1]
-    sketch, x, y = whole_sketch(sizes, 64, 3), random_vectors(sizes, 0), random_vectors(sizes, 1)
+    sketch, x, y = whole(sizes, config, 3), random_vectors(sizes, 0), random_vectors(sizes, 1)
     left = sketch([0.3 * a - 2.5 * b for a, b in zip(x, y, strict=True)])
-    right = 0.3 * sketch(x) - 2.5 * sketch(y)
-    assert ((left - right).norm(dim=1) <= 1e-6 * right.norm(dim=1)).all()
+    assert close(left.values, 0.3 * sketch(x).values - 2.5 * sketch(y).values, 1e-6)
 
 
+@pytest.mark.parametrize("config", [COUNT, EXACT, BOTH])
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
-@pytest.mark.parametrize("contiguous", [True, False])
-def test_sketches_of_any_partition_add_up_to_the_whole(shards: int, contiguous: bool) -> None:
-    sizes = [4000, 5, 129]  # with seven shards some are empty
+def test_sketches_of_any_partition_add_up_to_the_whole(shards: int, config: SketchConfig) -> None:
+    sizes = [6000, 5, 129]
     generator = torch.Generator().manual_seed(shards)
-    owners = [torch.randint(shards, (size,), generator=generator) for size in sizes]
-    if contiguous:
-        owners = [owner.sort().values for owner in owners]
+    cuts = [torch.randint(size + 1, (shards - 1,), generator=generator).sort().values.tolist() for size in sizes]
+    edges = [[0, *cut, size] for cut, size in zip(cuts, sizes, strict=True)]
+    edges[1] = [0] * shards + [5]  # all but one shard hold nothing of this level
     vectors = random_vectors(sizes, 2)
-    total = torch.zeros(3, 32)
+    parts = []
     for shard in range(shards):
-        coordinates = [(owner == shard).nonzero().flatten() for owner in owners]
-        local = [vector[c] for vector, c in zip(vectors, coordinates, strict=True)]
-        total += CountSketch(coordinates, 32, seed=0)(local)
-    whole = whole_sketch(sizes, 32, seed=0)(vectors)
-    assert ((total - whole).norm(dim=1) <= 1e-5 * whole.norm(dim=1)).all()
+        ranges = [(edge[shard], edge[shard + 1]) for edge in edges]
+        slices = [(level, first, last - first) for level, (first, last) in enumerate(ranges)]
+        local = [vector[first:last] for vector, (first, last) in zip(vectors, ranges, strict=True)]
+        parts.append(joined(Sketcher(slices, sizes, config, seed=0))(local))
+    total = sum(parts[1:], start=parts[0])
+    assert close(total.values, whole(sizes, config)(vectors).values, 1e-6)
+    assert total.stamp == whole(sizes, config)(vectors).stamp
 
 
-def test_an_empty_slice_gives_a_zero_row() -> None:
-    row = CountSketch([torch.arange(0), torch.arange(3)], 16, 0)([torch.zeros(0), torch.ones(3)])
-    assert row[0].tolist() == [0.0] * 16
-    assert row[1].abs().sum() > 0
+@pytest.mark.parametrize("config", [COUNT, EXACT, BOTH])
+def test_a_shard_without_any_element_adds_zero(config: SketchConfig) -> None:
+    full = whole([4, 3], config)([torch.ones(4), torch.ones(3)])
+    for slices, vectors in ([(0, 0, 0), (1, 3, 0)], [torch.zeros(0)] * 2), ([], []):
+        nothing = joined(Sketcher(slices, [4, 3], config, 0))(vectors)
+        assert torch.equal((full + nothing).values, full.values)
 
 
-@pytest.mark.parametrize("width", [64, 256])
-def test_inner_products_are_unbiased_with_the_promised_error(width: int) -> None:
-    size, seeds = 6144, 300
-    x, noise = random_vectors([size, size], 4)
-    y = 0.7 * x + noise
-    estimates = torch.empty(seeds)
-    for seed in range(seeds):
-        sketch = whole_sketch([size], width, seed)
-        estimates[seed] = (sketch([x]) * sketch([y])).sum()
-    bound = float(((x @ x) * (y @ y) + (x @ y) ** 2).div(width).sqrt())
-    errors = estimates - x @ y
-    assert abs(errors.mean()) < 4 * bound / seeds**0.5
-    assert bound / 1.3 < errors.square().mean().sqrt() < 1.3 * bound
+def test_blocks_do_not_change_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = random_vectors([5000, 700], 5)
+    one = whole([5000, 700], BOTH)(vectors)
+    monkeypatch.setattr(module, "COUNT_BLOCK", 64)
+    monkeypatch.setattr(module, "CAUCHY_BLOCK", 100)
+    assert close(whole([5000, 700], BOTH)(vectors).values, one.values, 1e-6)
 
 
-@pytest.mark.parametrize("stride", [1, 4096])
-def test_buckets_and_signs_are_balanced_and_independent(stride: int) -> None:
-    """A chi-squared statistic of the 2 x 64 table has mean 127 and standard deviation 16."""
-    count, width = 50_000, 64
-    sketch = CountSketch([torch.arange(count) * stride], width, 0)
-    cells = torch.bincount(2 * sketch.buckets[0] + (sketch.signs[0] < 0), minlength=2 * width).double()
-    expected = count / (2 * width)
-    assert 127 - 5 * 16 < ((cells - expected) ** 2 / expected).sum() < 127 + 5 * 16
+def test_vectors_of_other_types_and_with_gradients_give_plain_float32() -> None:
+    vector = torch.arange(8.0, dtype=torch.bfloat16).requires_grad_()
+    values = whole([8], COUNT)([vector]).values
+    assert values.dtype == torch.float32
+    assert not values.requires_grad
+    assert torch.equal(values, whole([8], COUNT)([torch.arange(8.0)]).values)
 
 
-@pytest.mark.parametrize(("other_seed", "level"), [(0, 1), (0, 2), (1, 0), (1, 1)])
-def test_levels_and_seeds_hash_independently(other_seed: int, level: int) -> None:
-    """Two independent hashes agree on one bucket in ``width`` and on half of the signs."""
-    count, width = 20_000, 32
-    coordinates = [torch.arange(count)] * 3
-    one, other = CountSketch(coordinates, width, 0), CountSketch(coordinates, width, other_seed)
-    same_bucket = (one.buckets[0] == other.buckets[level]).double().mean()
-    same_sign = (one.signs[0] == other.signs[level]).double().mean()
-    assert abs(same_bucket - 1 / width) < 5 * (1 / width / count) ** 0.5
-    assert abs(same_sign - 0.5) < 5 * 0.5 / count**0.5
+def test_small_and_large_values_survive() -> None:
+    sketch, x = whole([500], BOTH), random_vectors([500], 6)[0]
+    for scale in (1e-30, 1e30):
+        assert close(sketch([x * scale]).values / scale, sketch([x]).values, 1e-5)
+
+
+CHANGES = {
+    "seed": (COUNT, 1, [4, 3]),
+    "width": (SketchConfig(width=65), 0, [4, 3]),
+    "cauchy": (BOTH, 0, [4, 3]),
+    "kind": (EXACT, 0, [4, 3]),
+    "sizes": (COUNT, 0, [4, 2]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_sketches_that_were_made_differently_do_not_mix(name: str) -> None:
+    config, seed, sizes = CHANGES[name]
+    other = whole(sizes, config, seed)([torch.ones(size) for size in sizes])
+    one = whole([4, 3], COUNT)([torch.ones(4), torch.ones(3)])
+    with pytest.raises(ValueError, match=f"different {name} do not mix"):
+        one + other
+
+
+def test_sketches_of_another_version_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = whole([4], COUNT)([torch.ones(4)])
+    monkeypatch.setattr(module, "VERSION", 2)
+    other = whole([4], COUNT)([torch.ones(4)])
+    assert not torch.equal(one.values, other.values)
+    with pytest.raises(ValueError, match=r"different version do not mix \(1 and 2\)"):
+        one + other
+
+
+@pytest.mark.parametrize("config", [COUNT, EXACT, BOTH])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused_with_their_level(config: SketchConfig, value: float) -> None:
+    vectors = [torch.ones(4), torch.tensor([1.0, value, 2.0])]
+    with pytest.raises(ValueError, match="level 1 is not finite"):
+        whole([4, 3], config)(vectors)
+
+
+def test_infinities_of_both_signs_are_refused() -> None:
+    with pytest.raises(ValueError, match="level 0 is not finite"):
+        whole([100], SketchConfig(width=1))([torch.tensor([math.inf, -math.inf] * 50)])
+
+
+def test_vectors_of_the_wrong_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"have 7 elements, the vectors \[6\]"):
+        whole([4, 3], COUNT)([torch.ones(4), torch.ones(2)])
+
+
+@pytest.mark.parametrize("one", [(0, 2, 3), (0, -1, 2), (2, 0, 1)])
+def test_a_slice_outside_its_level_is_refused(one: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=f"level {one[0]}"):
+        Sketcher([one], [4, 3], COUNT, 0)
+
+
+def test_exact_refuses_a_cauchy_block() -> None:
+    with pytest.raises(ValueError, match="cauchy needs"):
+        SketchConfig(kind="exact", cauchy=16)
+
+
+def test_a_cauchy_sketch_is_the_projection_on_its_entries() -> None:
+    sizes = [5000, 40]
+    x = random_vectors(sizes, 8)
+    values = whole(sizes, SketchConfig(width=8, cauchy=16), seed=2)(x).values
+    for level, vector in enumerate(x):
+        expected = cauchy_entries(torch.arange(len(vector)), 16, 2, level).double() @ vector.double()
+        torch.testing.assert_close(values[level, 8:], expected.float())

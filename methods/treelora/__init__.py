@@ -1,15 +1,26 @@
-"""TreeLoRA: the tree, the search, the sketches and the method."""
+"""TreeLoRA: the tree, the search, the sketches and the method.
 
-from methods.treelora.method import TreeLoRA, TreeLoRAConfig
-from methods.treelora.search import SearchConfig, TreeSearch
+``TaskTree``, ``TreeSearch`` and ``Sketcher`` work on their own; docs/library.md has an example.
+"""
+
+from methods.treelora.bandit import TreeSearch
+from methods.treelora.config import TreeLoRAConfig
+from methods.treelora.method import TreeLoRA
+from methods.treelora.metric import Metric
+from methods.treelora.search import SearchConfig, Searches
 from methods.treelora.service import TreeService
-from methods.treelora.sketch import CountSketch
-from methods.treelora.tree import TaskTree
+from methods.treelora.sketch import Sketch, SketchConfig, Sketcher
+from methods.treelora.tree import TaskTree, TreeConfig
 
 __all__ = [
-    "CountSketch",
+    "Metric",
     "SearchConfig",
+    "Searches",
+    "Sketch",
+    "SketchConfig",
+    "Sketcher",
     "TaskTree",
+    "TreeConfig",
     "TreeLoRA",
     "TreeLoRAConfig",
     "TreeSearch",

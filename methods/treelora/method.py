@@ -1,54 +1,39 @@
 """TreeLoRA: sequential LoRA, drawn towards the most similar earlier task that a bandit finds in a tree of tasks.
 
 Qian, Xu, Zhang, Zhao and Zhou, "TreeLoRA: Efficient Continual Learning via Layer-Wise LoRAs Guided by a Hierarchical
-Gradient-Similarity Tree", ICML 2025.
+Gradient-Similarity Tree", ICML 2025. ``configs/method`` has three readings of it: ``treelora`` (default),
+``treelora_paper`` (as printed) and ``treelora_released`` (as its released code behaves, defects included).
 
-Deviations from the paper, all of them in the variant ``default``:
+Deviations from the paper in the default:
 - A task's signature is the running mean of its own adapter gradient (factors A and B), sketched; the paper's extra
-  gradient through the old adapter (section 3.1) is not taken, so an observation costs no backward pass.
+  gradient through the old adapter (section 3.1) is ``search.observe=fresh_grad``.
 - The regulariser compares displacements of the adapter (now minus at the start of the task) and its gradient is the
-  closed form, scaled to the loss; equation 3 differentiates gradients, which needs second derivatives.
+  closed form, scaled to the loss; equation 3 differentiates gradients, which is ``regulariser.kind=l1_hvp``.
 - One shared adapter is trained throughout and used at inference, as the paper's section 3.3 has it at test.
-- Search and tree: see ``search.py`` and ``tree.py``.
+- Search and tree: see ``bandit.py`` and ``tree.py``.
+Deviations everywhere: gradients at an old adapter are taken with the present head, which alone knows the classes at
+hand; a second derivative (``l1_hvp``) is a central difference of gradients, which also works under shards.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from methods.base import Chooser, MethodConfig, register
+from methods.base import Again, Chooser, MethodConfig, register
 from methods.levels import Levels
-from methods.lora import LoRA, LoRAConfig
+from methods.lora import LoRA
 from methods.sparsity import sparsify
-from methods.treelora.regulariser import RegulariserConfig, regulariser
-from methods.treelora.search import SearchConfig
+from methods.treelora.config import TreeLoRAConfig
+from methods.treelora.memory import Memory
+from methods.treelora.regulariser import edit, ramp
 from methods.treelora.service import TreeService
-from methods.treelora.sketch import CountSketch
+from methods.treelora.signature import Signature
+from methods.treelora.sketch import Sketch, Sketcher
 
 SKETCH_SEED = 0  # shared by all runs, so that trees of different runs can be compared
-
-
-class SketchConfig(BaseModel):
-    """Settings ``method.sketch.<field>``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    width: int = Field(256, gt=0, description="numbers a level is compressed to")
-
-
-class TreeLoRAConfig(LoRAConfig):
-    """Settings of TreeLoRA."""
-
-    name: str = "treelora"
-    variant: Literal["default"] = "default"
-    sparsity: float = Field(0.0, ge=0, lt=1, description="share of each level's gradient that is dropped")
-    search: SearchConfig = SearchConfig()
-    sketch: SketchConfig = SketchConfig()
-    regulariser: RegulariserConfig = RegulariserConfig()
 
 
 @register("treelora")
@@ -64,73 +49,120 @@ class TreeLoRA(LoRA):
         return {"method.rank": [4, 8], "method.sparsity": [0.0, 0.5], "method.search.confidence": confidence}
 
     def service(self, seed: int) -> TreeService:
-        return TreeService(self.config.search, seed)
+        return TreeService(self.config.search, self.config.tree, self.config.sketch, seed)
 
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:
         assert chooser is not None
         self.levels, self.chooser = levels, chooser
-        self.sketch = CountSketch(levels.coordinates(), self.config.sketch.width, SKETCH_SEED)
-        self.displacements: list[list[Tensor]] = []  # of every finished task, local slices
+        self.sketch = Sketcher(levels.layout, levels.sizes, self.config.sketch, SKETCH_SEED)
+        self.signature = Signature(self.config.signature, levels)
+        self.memory = Memory(levels)
+        self.first = levels.parameters()  # where a fresh adapter starts
 
-    def begin_task(self, task: int, steps: int) -> None:
-        self.task, self.steps, self.observed = task, steps, 0
-        self.start = self.levels.parameters()
-        self.mean = [torch.zeros_like(p) for p in self.start]
-        self.leaf, self.asked = -1, -1
+    def begin_task(self, task: int, steps: int, epochs: int) -> None:
+        self.task, self.steps, self.epochs = task, steps, epochs
+        self.chosen: list[int] = []
+        self.asked = -1
+        if self.config.adapter != "shared" and task > 0:
+            self.levels.set_parameters(self.first)
+        self.signature.begin(self.levels.parameters())
 
-    def edit_gradients(self, step: int, loss: Tensor) -> None:
+    def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
         """Observe the gradient, sparsify it (the S of equation 3), add the regulariser's."""
         gradients = self.levels.gradients()
-        self.observed += 1
-        for mean, gradient in zip(self.mean, gradients, strict=True):
-            mean += (gradient - mean) / self.observed
-        if self.task > 0 and step > 0 and step % self.config.search.every == 0:
-            self.search_point(step)
+        if step % self.period == 0:
+            self.signature.forget()
+        self.signature.take(gradients)
+        if len(self.memory) and step > 0 and step % self.config.search.every == 0:
+            self.search_point(step, gradients, again)
         gradients = sparsify(self.levels, gradients, self.config.sparsity)
-        if self.leaf >= 0 and self.config.regulariser.kind != "none":
-            self.regularise(gradients, loss)
+        if self.chosen:
+            self.regularise(step, gradients, loss, again)
         self.levels.set_gradients(gradients)
 
-    def search_point(self, step: int) -> None:
+    @property
+    def period(self) -> int:
+        """Steps that share the search's statistics."""
+        return max(1, self.steps // self.epochs) if self.config.search.statistics == "epoch" else self.steps
+
+    def search_point(self, step: int, gradients: Tensor, again: Again) -> None:
         """Send this rank's sketch; take the answer to the last point, or with staleness 0 to this one."""
-        if self.levels.part is not None:
-            rounds = self.config.search.rounds * max(1, (self.steps - 1) // self.config.search.every)
-            self.chooser.observe(self.task, step, self.levels.part, self.sketch(self.mean), rounds)
-        due = step if self.config.search.staleness == 0 else self.asked
-        if due >= 0:
-            self.leaf = self.chooser.choose(self.task, due)
+        search, own = self.config.search, self.signature.mean
+        if search.staleness == 1 and self.asked >= 0:
+            self.approach(self.chooser.choose(self.task, self.asked))
+        other = None
+        if search.observe == "fresh_grad":
+            own = gradients
+            other = self.memory.gradient_at(self.chosen, again) if self.chosen else None
+        self.send(step, own, other)
+        if search.staleness == 0:
+            self.approach(self.chooser.choose(self.task, step))
         self.asked = step
 
-    def regularise(self, gradients: list[Tensor], loss: Tensor) -> None:
-        """Add the regulariser's gradient, scaled so that its value is ``strength`` times the task loss."""
-        current = [now - start for now, start in zip(self.levels.parameters(), self.start, strict=True)]
+    def send(self, step: int, own: Tensor, other: Tensor | None) -> None:
+        if self.levels.part is not None:
+            sketches = [None if seen is None else self.sketched(self.signature.counted(seen)) for seen in (own, other)]
+            self.chooser.observe(self.task, step, self.levels.part, sketches[0], self.period, sketches[1])
+
+    def sketched(self, matrix: Tensor) -> Sketch:
+        return self.sketch(self.levels.flat(matrix))
+
+    def approach(self, chosen: list[int]) -> None:
+        """Be near to these entries from now on; an adapter of its own starts at the end of the first ones."""
+        starts_there = self.config.adapter == "per_task_from_nearest" and not self.chosen and chosen
+        self.chosen = chosen
+        if starts_there:
+            adapter = self.memory.adapter(chosen)
+            self.levels.set_parameters(adapter)
+            self.signature.start = adapter
+
+    def regularise(self, step: int, gradients: Tensor, loss: Tensor, again: Again) -> None:
+        """Add the gradient of the regulariser (section 3.3, equation 3)."""
         settings = self.config.regulariser
-        value, edits = regulariser(settings.kind, self.levels, current, self.displacements[self.leaf])
-        factor = settings.strength * loss / value.clamp(min=1e-8)
-        for gradient, edit in zip(gradients, edits, strict=True):
-            gradient += factor * edit
+        share = ramp(settings.schedule, step, self.steps, self.epochs)
+        if settings.kind == "none" or settings.strength * share == 0:
+            return
+        if settings.kind == "l1_hvp":
+            self.memory.edit_by_gradients(settings, gradients, self.chosen, loss, share, again)
+            return
+        current, stored = self.signature.carrier(), self.memory.target(self.chosen)
+        edit(settings, self.levels, gradients, current, stored, loss, share)
 
     def end_task(self) -> None:
-        moved = [now - start for now, start in zip(self.levels.parameters(), self.start, strict=True)]
-        self.displacements.append(moved)
+        adapter = self.levels.parameters() if self.config.keeps_adapters else None
+        self.memory.add(self.signature.target(), adapter)
         if self.levels.part is not None:
-            self.chooser.close_task(self.task, self.levels.part, self.sketch(self.mean))
+            self.chooser.close_task(self.task, self.levels.part, self.sketched(self.signature.mean))
+        if self.config.tree.budget is not None:
+            self.memory.join(self.chooser.merged(self.task))
+        if self.config.inference == "tree":
+            self.memory.weights = self.chooser.weights(self.task)
+
+    def inference(self) -> Tensor | None:
+        """Section 3.3 evaluates with the last adapter; here also the mean over all tasks, or over the tree."""
+        if self.config.inference == "last" or not len(self.memory):
+            return None
+        return self.memory.mean_adapter(over_tree=self.config.inference == "tree")
 
     def state_dict(self) -> dict[str, Tensor]:
-        now = [self.task, self.steps, self.observed, self.leaf, self.asked]
-        state = {"now": torch.tensor(now)}
-        named = {"start": self.start, "mean": self.mean}
-        named |= {f"displacement.{task}": moved for task, moved in enumerate(self.displacements)}
-        for name, vectors in named.items():
-            state |= {f"{name}.{level}": v for level, v in enumerate(self.levels.whole(vectors))}
+        now = [self.task, self.steps, self.epochs, self.asked, *self.chosen]
+        matrices = self.signature.state_dict() | self.memory.state_dict() | {"first": self.first}
+        state = {"now": torch.tensor(now), "counts": torch.tensor([self.signature.count, *self.memory.counts])}
+        state["weights"] = torch.tensor(self.memory.weights, dtype=torch.float64)
+        for name, matrix in matrices.items():
+            state |= {f"{name}.{level}": v for level, v in enumerate(self.levels.whole(matrix))}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.task, self.steps, self.observed, self.leaf, self.asked = state["now"].tolist()
-        self.start, self.mean = self.restored(state, "start"), self.restored(state, "mean")
-        stored = {key.split(".")[1] for key in state if key.startswith("displacement.")}
-        self.displacements = [self.restored(state, f"displacement.{task}") for task in range(len(stored))]
+        self.task, self.steps, self.epochs, self.asked, *self.chosen = state["now"].tolist()
+        self.signature.count, *self.memory.counts = state["counts"].tolist()
+        self.memory.weights = state["weights"].tolist()
+        names = [key.removesuffix(".0") for key in state if key.endswith(".0")]  # those of level 0
+        matrices = {name: self.restored(state, name) for name in names}
+        self.first = matrices.pop("first")
+        self.signature.load_state_dict(matrices)
+        self.memory.load_state_dict(matrices)
 
-    def restored(self, state: dict[str, Any], name: str) -> list[Tensor]:
-        device = self.levels.parameters()[0].device
+    def restored(self, state: dict[str, Any], name: str) -> Tensor:
+        device = self.first.device
         return self.levels.local([state[f"{name}.{level}"].to(device) for level in range(len(self.levels))])

@@ -6,14 +6,21 @@ Every message is keyed by (task, step, part) and may be repeated: what is alread
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from methods.treelora.search import SearchConfig, TreeSearch
-from methods.treelora.tree import TaskTree, directions
+from methods.treelora.metric import Metric
+from methods.treelora.report import pulls_of, search_record, tree_record
+from methods.treelora.search import SearchConfig, Searches
+from methods.treelora.sketch import Sketch, SketchConfig, require_same
+from methods.treelora.stored import StoredTasks
+from methods.treelora.tree import TreeConfig
+
+Pair = tuple[Sketch, Sketch | None]  # of the running mean, and of the gradient at the entries chosen last
 
 
 class TreeService:
@@ -22,105 +29,157 @@ class TreeService:
     ``choose`` after an unfinished point raises KeyError; an actor waits for it with ``answered``.
     """
 
-    def __init__(self, config: SearchConfig, seed: int) -> None:
-        self.config, self.seed, self.parts = config, seed, 1
-        self.sketches: list[Tensor] = []
-        self.history: dict[int, list[int]] = {}  # pulls of each leaf, by the task that was learned
-        self.answers: dict[tuple[int, int], int] = {}
-        self.pending: dict[tuple[int, int], dict[int, Tensor]] = {}
-        self.plant()
+    def __init__(self, search: SearchConfig, tree: TreeConfig, sketch: SketchConfig, seed: int) -> None:
+        self.config, self.seed, self.parts = search, seed, 1
+        self.metric = Metric(search.metric, sketch.cauchy)
+        self.stored = StoredTasks(tree, self.metric)
+        self.forget()
+
+    def forget(self) -> None:
+        """Everything but what is stored."""
+        self.answers: dict[tuple[int, int], list[int]] = {}
+        self.records: dict[int, dict[str, Any]] = {}  # of the last search of each finished task
+        self.pending: dict[tuple[int, int], dict[int, Pair]] = {}
+        self.stamp: tuple[int, ...] | None = None
+        self.search: Searches | None = None
+        self.scope: tuple[int, int, int] | None = None  # task, epoch and period of the search
 
     def expect(self, parts: int) -> None:
         """So many partial sketches make one."""
         self.parts = parts
 
-    def plant(self) -> None:
-        """Build the tree of all stored sketches and forget the bandit's statistics."""
-        stacked = torch.stack(self.sketches).numpy() if self.sketches else numpy.zeros((0, 1, 1))
-        self.tree = TaskTree.build(stacked)
-        self.search: TreeSearch | None = None
+    def observe(
+        self, task: int, step: int, part: int, sketch: Sketch, period: int, other: Sketch | None = None
+    ) -> None:
+        """Take one shard's sketch of the running mean; the last part starts the search.
 
-    def observe(self, task: int, step: int, part: int, sketch: Tensor, rounds: int) -> None:
-        """Take one shard's sketch [levels, width] of the running mean; the last part starts the search.
-
-        ``rounds`` is the number of pulls planned for the whole task.
+        ``period`` is the number of steps that share the search's statistics. ``other`` is the sketch of the gradient
+        at the entries chosen last (``observe=fresh_grad``); then both are of the present batch. ValueError for a task
+        that is not under way, and for sketches that are not finite or not of this run's make.
         """
-        if self.answered(task, step) or task != len(self.sketches) or task == 0:
+        if self.closed(task) or self.answered(task, step):
             return
-        whole = self.gathered((task, step), part, sketch)
-        if whole is None:
+        whole = self.gathered((task, step), part, (sketch, other))
+        if whole is None or not self.stored.tasks:
             return
-        if self.search is None:
-            self.search = TreeSearch(self.tree, rounds, self.config.confidence, self.seed + task)
-        query = directions(whole.double().numpy())
-        if query.any():
-            for _ in range(self.config.rounds):
-                self.search.pull(query)
-        self.answers[task, step] = self.search.answer()
-        self.history[task] = self.search.pulls()
+        scope = self.scope
+        search = self.searching(task, step // period, period)
+        own, fresh = whole
+        if self.config.observe == "stored":
+            search.look(own.values.numpy(), (step % period + 1) / period)
+        elif fresh is not None and scope == self.scope:  # a new search has not chosen yet
+            pair = [self.metric.directions(found.values.numpy()) for found in (own, fresh)]
+            search.observe(self.metric.by_level(*pair))
+        self.answers[task, step] = search.answer()
 
-    def gathered(self, point: tuple[int, int], part: int, sketch: Tensor) -> Tensor | None:
+    def searching(self, task: int, epoch: int, period: int) -> Searches:
+        """The statistics that a point of this task and epoch belongs to."""
+        if self.search is None or self.scope != (task, epoch, period):
+            self.scope = (task, epoch, period)
+            pulls = self.config.rounds if self.config.observe == "stored" else 1
+            rounds = pulls * max(1, (period - 1) // self.config.every)
+            seed = self.seed + task + 1_000_003 * epoch
+            self.search = Searches(self.config, self.stored.tree, self.stored.array(), rounds, seed)
+        return self.search
+
+    def gathered(self, point: tuple[int, int], part: int, message: Pair) -> Pair | None:
         """The sum of all parts, once they are in; added in rank order, so that arrival does not matter."""
+        self.check(point[0], message)
         parts = self.pending.setdefault(point, {})
-        parts[part] = sketch
+        parts[part] = message
         if len(parts) < self.parts:
             return None
         del self.pending[point]
-        whole = torch.stack([parts[p] for p in sorted(parts)]).sum(0)
-        for level in (~whole.isfinite().all(1)).nonzero().flatten().tolist():
-            raise ValueError(f"task {point[0]}: the gradient sketch of level {level} is not finite")
-        return whole
+        (own, other), *rest = (parts[p] for p in sorted(parts))
+        for more, another in rest:
+            own = own + more
+            other = other + another if other is not None and another is not None else None
+        for level in (~own.values.isfinite().all(1)).nonzero().flatten().tolist():
+            raise ValueError(f"task {point[0]}: the sketch of level {level} is not finite; lower train.learning_rate")
+        return own, other
+
+    def check(self, task: int, message: Pair) -> None:
+        """Messages belong to the task under way, and all sketches of a run are of one make."""
+        if task != self.stored.closed:
+            raise ValueError(f"task {task}: the search is at task {self.stored.closed}; tasks come one after another")
+        self.stamp = self.stamp or message[0].stamp
+        for sketch in filter(None, message):
+            require_same(self.stamp, sketch.stamp)
 
     def answered(self, task: int, step: int) -> bool:
         return (task, step) in self.answers
 
-    def choose(self, task: int, step: int) -> int:
-        """The task to be near to, as of that search point; -1 while there is none."""
+    def choose(self, task: int, step: int) -> list[int]:
+        """The entry to be near to, for each level, as of that search point; empty while there is none."""
         return self.answers[task, step]
 
-    def close_task(self, task: int, part: int, sketch: Tensor) -> None:
-        """Store the finished task's mean sketch as a new leaf, once all parts are in."""
+    def close_task(self, task: int, part: int, sketch: Sketch) -> None:
+        """Store the finished task's signature, once all parts are in."""
         if self.closed(task):
             return
-        whole = self.gathered((task, -1), part, sketch)
+        whole = self.gathered((task, -1), part, (sketch, None))
         if whole is not None:
-            self.sketches.append(whole)
+            self.records |= self.record()
+            self.stored.add(task, whole[0].values.numpy())
             self.pending.clear()
-            self.plant()
+            self.search = self.scope = None
 
     def closed(self, task: int) -> bool:
-        return task < len(self.sketches)
+        return 0 <= task < self.stored.closed
+
+    def merged(self, task: int) -> list[int]:
+        """The entries (kept, dropped) that became one when ``task`` was stored, or nothing."""
+        return self.stored.joined.get(task, [])
+
+    def weights(self, task: int) -> list[float]:
+        """Share of each entry in a mean over the tree, both branches of a node counting alike."""
+        return self.stored.weights()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything but messages that are still incomplete."""
-        state = {f"sketch.{task}": sketch for task, sketch in enumerate(self.sketches)}
-        state |= {f"pulls.{task}": torch.tensor(row) for task, row in self.history.items()}
-        points = [[*point, leaf] for point, leaf in sorted(self.answers.items())]
-        state["answers"] = torch.tensor(points, dtype=torch.long).reshape(-1, 3)
-        if self.search:
-            state["count"] = torch.from_numpy(self.search.count.copy())
-            state["total"] = torch.from_numpy(self.search.total.copy())
-            state["rounds"] = torch.tensor(self.search.rounds)
-        return state
+        """Everything but messages that are still incomplete: arrays, and the rest as JSON."""
+        arrays = self.stored.state_dict()
+        arrays |= {f"search.{name}": v for name, v in self.search.state_dict().items()} if self.search else {}
+        log = {
+            "tasks": self.stored.tasks,
+            "joined": list(self.stored.joined.items()),
+            "answers": list(self.answers.items()),
+            "records": list(self.records.items()),
+            "stamp": self.stamp,
+            "scope": self.scope,
+        }
+        state = {name: torch.from_numpy(numpy.array(values)) for name, values in arrays.items()}
+        return state | {"log": torch.frombuffer(bytearray(json.dumps(log).encode()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Overwrite everything; the tree is built anew, which gives the same tree."""
-        count = sum(key.startswith("sketch.") for key in state)
-        self.sketches = [state[f"sketch.{task}"] for task in range(count)]
-        self.history = {int(k.split(".")[1]): v.tolist() for k, v in state.items() if k.startswith("pulls.")}
-        self.answers = {(task, step): leaf for task, step, leaf in state.get("answers", torch.empty(0)).tolist()}
-        self.pending.clear()
-        self.plant()
-        if "count" in state:
-            self.search = TreeSearch(self.tree, int(state["rounds"]), self.config.confidence, self.seed + count)
-            self.search.load(state["count"].numpy().copy(), state["total"].numpy().copy())
+        """Overwrite everything; the inverse of ``state_dict``, or with an empty state the start."""
+        self.forget()
+        if not state:
+            self.stored = StoredTasks(self.stored.config, self.metric)
+            return
+        log = json.loads(state["log"].numpy().tobytes())
+        arrays = {name: values.numpy().copy() for name, values in state.items() if name != "log"}
+        self.stored.load(arrays, log["tasks"], dict(log["joined"]))
+        self.answers = {(task, step): entries for (task, step), entries in log["answers"]}
+        self.records = dict(log["records"])
+        self.stamp = tuple(log["stamp"]) if log["stamp"] else None
+        if log["scope"]:
+            self.searching(*log["scope"]).load_state_dict(
+                {name.removeprefix("search."): v for name, v in arrays.items() if name.startswith("search.")}
+            )
+
+    def record(self) -> dict[int, dict[str, Any]]:
+        """What the search under way has found, by its task."""
+        if self.search is None or self.scope is None:
+            return {}
+        task = self.scope[0]
+        answers = [found for (t, _), found in sorted(self.answers.items()) if t == task]
+        return {task: search_record(task, self.search, self.stored, answers, self.config.granularity == "path")}
 
     def report(self) -> dict[str, Any]:
-        """The tree, pulls [task learned][leaf] and the leaves chosen while each task was learned."""
-        tasks = len(self.sketches)
-        pulls = [[0] * tasks for _ in range(tasks)]
-        for task in range(tasks):
-            row = self.history.get(task, [])
-            pulls[task][: len(row)] = row
-        chosen = [[leaf for (t, _), leaf in sorted(self.answers.items()) if t == task] for task in range(tasks)]
-        return {"tree": {"nodes": self.tree.nodes()}, "pulls": pulls, "chosen": chosen}
+        """The tree, pulls [task learned][task], tasks chosen while each task was learned, and the newest search."""
+        records, tasks = self.records | self.record(), range(self.stored.closed)
+        return tree_record(self.stored, self.metric) | {
+            "pulls": [pulls_of(records.get(task), len(tasks)) for task in tasks],
+            "chosen": [records[task]["chosen"] if task in records else [] for task in tasks],
+            "search": records[max(records)] if records else None,
+        }

@@ -1,75 +1,84 @@
-"""The task tree: a binary tree over signatures whose leaves are tasks.
+"""The task tree: a binary tree over signatures (TreeLoRA, Qian et al. 2025, section 3.3).
 
-Signatures are directions: each level's sketch divided by its L2 norm (a zero sketch stays zero). The distance of two
-tasks is the mean over levels of half the L2 distance, a metric with values in 0 to 1. A node's diameter bounds the
-distance of any two of its tasks, so by the triangle inequality no query sees them further apart than that.
+An entry is one stored signature: a task, or several that the budget made one. Signatures are directions
+(``metric``), a node's diameter bounds the distance of any two of its entries (``diameter``), and groups are split by
+one of four rules (``split``, ``grow``). The tree depends on the sketches alone.
 
-Deviations from the paper (Qian et al. 2025, section 3.3): groups are split by two means instead of the median
-distance to the mean, which cannot separate symmetric clusters; the tree is rebuilt from all signatures after each
-task, so that it depends on the tasks alone. As in the paper, shallow splits look at shallow blocks.
+Deviations from the paper: by default the tree is rebuilt after each task and has no depth limit; the paper inserts
+into it. An inserted entry goes to the child whose mean direction is nearer over all levels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-Floats = NDArray[numpy.float64]
-Ints = NDArray[numpy.int64]
-
-EXACT_DIAMETER = 64  # larger groups get twice the largest distance to their mean
-SMALLEST_SHARE = 0.1  # of a group, that two means may split off
-ITERATIONS = 20
-
-
-def directions(sketches: Floats) -> Floats:
-    """Normalise [..., levels, width] to unit L2 norm a level; zero rows stay zero."""
-    norms = numpy.linalg.norm(sketches, axis=-1, keepdims=True)
-    return numpy.divide(sketches, norms, out=numpy.zeros_like(sketches), where=norms > 0)
+from methods.treelora.diameter import diameters
+from methods.treelora.grow import Grower, Topology
+from methods.treelora.metric import Floats, Metric, chunks
+from methods.treelora.split import SplitName
 
 
-def distance(left: Floats, right: Floats) -> Floats:
-    """Mean over levels of half the L2 distance of directions [..., levels, width]; values in 0 to 1."""
-    return numpy.linalg.norm(left - right, axis=-1).mean(axis=-1) / 2
+class TreeConfig(BaseModel):
+    """Settings ``method.tree.<field>``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: SplitName = Field("two_means", description="how a group is split in two; l1_mean is the paper's rule")
+    maintain: Literal["rebuild", "insert"] = Field("rebuild", description="what a new task does to the tree")
+    depth: int | None = Field(None, ge=1, description="most splits on a path; leaves may then hold several tasks")
+    budget: int | None = Field(None, ge=2, description="stored signatures; beyond it the closest two become one")
 
 
 @dataclass
-class TaskTree:
-    """Nodes as arrays, node 0 is the root; -1 stands for none.
+class TaskTree(Topology):
+    """Nodes as arrays, children numbered after their parents; node 0 is the root.
 
-    ``parent``, ``left``, ``right`` hold node numbers, ``task`` the task of a leaf, ``diameter`` the bound on
-    distances within a node. ``signatures`` [tasks, levels, width] are directions.
+    Node n holds the entries ``order[start[n]:stop[n]]``; ``parent``, ``left`` and ``right`` are node numbers, -1 for
+    none. A leaf holds one entry, or several where ``depth`` forbade a split. ``signatures`` [entries, levels, width]
+    are directions, ``diameter`` [nodes] bounds the distances within a node.
     """
 
     signatures: Floats
-    parent: Ints
-    left: Ints
-    right: Ints
-    task: Ints
+    metric: Metric
     diameter: Floats
+    depth: int | None = None
 
     @classmethod
-    def build(cls, sketches: Floats) -> TaskTree:
-        """Build from one sketch [levels, width] a task; ValueError for values that are not finite."""
-        sketches = numpy.asarray(sketches, dtype=numpy.float64)
-        for task, level in numpy.argwhere(~numpy.isfinite(sketches).all(axis=-1)):
-            raise ValueError(f"the sketch of task {task} is not finite at level {level}")
-        count = len(sketches)
-        nodes = max(2 * count - 1, 0)
-        parent, left, right, leaf = (numpy.full(nodes, -1) for _ in range(4))
-        tree = cls(directions(sketches), parent, left, right, leaf, numpy.zeros(nodes))
-        tree._grow()
-        return tree
+    def build(
+        cls,
+        sketches: NDArray,
+        *,
+        split: SplitName = "two_means",
+        metric: Metric = Metric(),  # noqa: B008 - frozen
+        depth: int | None = None,
+    ) -> TaskTree:
+        """Build from one sketch [levels, width] an entry; ValueError for values that are not finite."""
+        check(sketches)
+        signatures = metric.directions(sketches)
+        topology = Grower(metric.geometry(signatures), split, depth).grow()
+        return cls(
+            **vars(topology),
+            signatures=signatures,
+            metric=metric,
+            diameter=diameters(signatures, topology, metric),
+            depth=depth,
+        )
 
     @property
-    def tasks(self) -> int:
+    def entries(self) -> int:
         return len(self.signatures)
 
-    def leaf(self, task: int) -> int:
-        """The node that holds ``task``."""
-        return int(numpy.flatnonzero(self.task == task)[0])
+    def leaf(self, entry: int) -> int:
+        """The node at the end of the path to ``entry``."""
+        place, node = int(numpy.flatnonzero(self.order == entry)[0]), 0
+        while self.left[node] >= 0:
+            node = int(self.left[node] if place < self.stop[self.left[node]] else self.right[node])
+        return node
 
     def path(self, node: int) -> list[int]:
         """Nodes from ``node`` up to the root."""
@@ -79,94 +88,98 @@ class TaskTree:
         return found
 
     def members(self, node: int) -> list[int]:
-        """The tasks below ``node``, sorted."""
-        if self.task[node] >= 0:
-            return [int(self.task[node])]
-        return sorted(self.members(self.left[node]) + self.members(self.right[node]))
+        """The entries below ``node``, sorted."""
+        return sorted(self.held(node).tolist())
 
-    def nodes(self) -> list[dict[str, object]]:
-        """One record a node, for reports."""
+    def diameters(self, level: int) -> Floats:
+        """Bounds [nodes] on the distances within a node at one level."""
+        return diameters(self.signatures[:, level : level + 1], self, self.metric)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """One record a node, for reports; inner nodes do not repeat their entries."""
         return [
             {
                 "id": node,
-                "parent": int(self.parent[node]) if self.parent[node] >= 0 else None,
-                "task": int(self.task[node]) if self.task[node] >= 0 else None,
+                "parent": int(self.parent[node]) if node else None,
+                "entries": self.members(node) if self.left[node] < 0 else None,
                 "diameter": float(self.diameter[node]),
             }
             for node in range(len(self.parent))
         ]
 
-    def _grow(self) -> None:
-        """Split groups depth first; nodes are numbered as they are met."""
-        blocks = level_blocks(self.signatures.shape[1], self.tasks) if self.tasks else []
-        pending = [(numpy.arange(self.tasks), -1, 0)] if self.tasks else []
+    def insert(self, sketch: NDArray) -> TaskTree:
+        """A tree with one more entry [levels, width]; ValueError for another shape or values that are not finite.
+
+        Only the leaf at the end of the walk is split; node numbers stay.
+        """
+        if not self.entries:
+            return TaskTree.build(sketch[None], metric=self.metric, depth=self.depth)
+        if sketch.shape != self.signatures.shape[1:]:
+            sizes = f"{sketch.shape}, but the tree's have {self.signatures.shape[1:]}"
+            raise ValueError(f"the sketch of task {self.entries} has levels and width {sizes}")
+        check(sketch[None], self.entries)
+        direction = self.metric.directions(sketch)
+        path = self.path(self.nearest(direction))
+        topology = self.widened(path)
+        diameter = self.diameter.copy()
+        distances = self.metric.distance(self.signatures, direction)
+        for node in path:
+            diameter[node] = max(diameter[node], distances[self.held(node)].max())
+        if len(topology.held(path[0])) == 2 and (self.depth is None or len(path) <= self.depth):
+            topology = topology.extended(path[0])
+            diameter = numpy.concatenate([diameter, numpy.zeros(2, dtype=numpy.float32)])
+        signatures = numpy.concatenate([self.signatures, direction[None]])
+        return TaskTree(
+            **vars(topology), signatures=signatures, metric=self.metric, diameter=diameter, depth=self.depth
+        )
+
+    def nearest(self, direction: Floats) -> int:
+        """The leaf of the nearer mean directions."""
         node = 0
+        while self.left[node] >= 0:
+            left, right = int(self.left[node]), int(self.right[node])
+            node = left if self.gap(direction, left) <= self.gap(direction, right) else right
+        return node
+
+    def gap(self, direction: Floats, node: int) -> float:
+        """The distance of ``direction`` to the mean direction of a node, in the columns that have means."""
+        plain = replace(self.metric, cauchy=0)
+        mean = self.metric.geometry(self.signatures[self.held(node)]).mean(axis=0)
+        own = plain.directions(self.metric.geometry(direction))
+        return float(plain.distance(own, plain.directions(mean)))
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Everything but the signatures and the metric."""
+        names = [field.name for field in fields(Topology)] + ["diameter"]
+        return {name: getattr(self, name).copy() for name in names} | {"depth": numpy.array(self.depth or 0)}
+
+    @classmethod
+    def restored(cls, sketches: NDArray, state: dict[str, NDArray], metric: Metric) -> TaskTree:
+        """The tree of ``state_dict`` over the same sketches; ValueError if their number differs."""
+        if len(sketches) != len(state["order"]):
+            raise ValueError(
+                f"the saved tree has {len(state['order'])} entries, but there are {len(sketches)} sketches"
+            )
+        arrays = {name: value.copy() for name, value in state.items() if name != "depth"}
+        return cls(**arrays, signatures=metric.directions(sketches), metric=metric, depth=int(state["depth"]) or None)
+
+    def __str__(self) -> str:
+        """One line a node: the diameter of inner nodes, the entries of leaves."""
+        lines = []
+        pending = [(0, "", "", "")] if self.entries else []
         while pending:
-            group, parent, depth = pending.pop()
-            self.parent[node] = parent
-            bound = diameter_bound(self.signatures[group])
-            self.diameter[node] = min(bound, self.diameter[parent]) if parent >= 0 else bound
-            if parent >= 0:
-                side = self.left if self.left[parent] < 0 else self.right
-                side[parent] = node
-            if len(group) == 1:
-                self.task[node] = group[0]
-            else:
-                levels = blocks[min(depth, len(blocks) - 1)]
-                low, high = split(group, self.signatures[group][:, levels])
-                pending += [(high, node, depth + 1), (low, node, depth + 1)]
-            node += 1
+            node, indent, branch, below = pending.pop()
+            leaf = self.left[node] < 0
+            label = ", ".join(map(str, self.members(node))) if leaf else f"{self.diameter[node]:.3f}"
+            lines.append(indent + branch + label)
+            if not leaf:
+                pending.append((int(self.right[node]), indent + below, "└── ", "    "))
+                pending.append((int(self.left[node]), indent + below, "├── ", "│   "))
+        return "\n".join(lines)
 
 
-def level_blocks(levels: int, tasks: int) -> list[Ints]:
-    """Contiguous levels for each depth, so that a balanced tree spans the network from input to output.
-
-    Below the balanced depth all levels count.
-    """
-    depth = min(levels, max(1, int(numpy.ceil(numpy.log2(max(tasks, 2))))))
-    return [*numpy.array_split(numpy.arange(levels), depth), numpy.arange(levels)]
-
-
-def diameter_bound(signatures: Floats) -> float:
-    """The largest distance within a group, exact for small groups, else twice the radius around the mean."""
-    if len(signatures) > EXACT_DIAMETER:
-        return float(2 * distance(signatures, signatures.mean(axis=0)).max())
-    return float(max(distance(signatures, one).max() for one in signatures))
-
-
-def split(group: Ints, signatures: Floats) -> tuple[Ints, Ints]:
-    """Two means from a far pair; the side with the smaller task number comes first.
-
-    Groups that two means leaves lopsided are cut at the median of the projection on the line between the means, and
-    equal signatures are halved by number.
-    """
-    points = signatures.reshape(len(group), -1)
-    right = two_means(points)
-    if min(right.sum(), (~right).sum()) < max(1, SMALLEST_SHARE * len(group)):
-        right = median_cut(points)
-    low, high = group[~right], group[right]
-    return (low, high) if low[0] < high[0] else (high, low)
-
-
-def two_means(points: Floats) -> NDArray[numpy.bool_]:
-    """Lloyd's iterations for two centres; True marks the second cluster."""
-    first = points[numpy.linalg.norm(points - points.mean(axis=0), axis=1).argmax()]
-    second = points[numpy.linalg.norm(points - first, axis=1).argmax()]
-    right = numpy.zeros(len(points), dtype=bool)
-    for _ in range(ITERATIONS):
-        closer = numpy.linalg.norm(points - second, axis=1) < numpy.linalg.norm(points - first, axis=1)
-        if (closer == right).all() or closer.all() or not closer.any():
-            break
-        right = closer
-        first, second = points[~right].mean(axis=0), points[right].mean(axis=0)
-    return right
-
-
-def median_cut(points: Floats) -> NDArray[numpy.bool_]:
-    """The upper half along the line from the farthest point to the mean, ties broken by number."""
-    centre = points.mean(axis=0)
-    far = points[numpy.linalg.norm(points - centre, axis=1).argmax()]
-    order = numpy.argsort((points - centre) @ (far - centre), kind="stable")
-    right = numpy.zeros(len(points), dtype=bool)
-    right[order[len(points) // 2 :]] = True
-    return right
+def check(sketches: NDArray, first: int = 0) -> None:
+    """ValueError for values that are not finite; ``first`` is the number of the first entry."""
+    for part in chunks(len(sketches), sketches[0].size if len(sketches) else 1):
+        for entry, level in numpy.argwhere(~numpy.isfinite(sketches[part]).all(axis=-1)).tolist():
+            raise ValueError(f"the sketch of task {first + part.start + entry} is not finite at level {level}")
