@@ -1,0 +1,56 @@
+"""Run the suite, or one case of it: a line for each value on stderr, the records as JSON on stdout or in a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.speed import treelora_step
+from benchmarks.speed.measure import Measurement, pin
+from benchmarks.speed.tree_scale import tree_scale
+
+CASES: dict[str, Callable[[bool], list[Measurement]]] = {
+    "tree-scale": tree_scale,
+    "treelora-step-vitb": treelora_step.vit_base,
+    "treelora-step-7b": treelora_step.seven_billion,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = parser().parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():
+        parser().error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
+    pin()
+    records = []
+    for name in [options.only] if options.only else CASES:
+        for measurement in CASES[name](options.toy):
+            records.append(measurement.record())
+            print(line(records[-1]), file=sys.stderr, flush=True)
+    text = json.dumps(records, indent=2)
+    if options.json:
+        options.json.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.speed", description="Figures measured beside their reference."
+    )
+    result.add_argument("--only", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    result.add_argument("--json", type=Path, metavar="FILE", help="write the records there instead of printing them")
+    result.add_argument("--toy", action="store_true", help="tiny sizes: shows that the cases run, measures nothing")
+    return result
+
+
+def line(record: dict[str, object]) -> str:
+    holds = "holds" if record["holds"] else "FAILS"
+    return f"{record['case']}: {record['value']:.3g} (reach {record['reach']:g}) {holds} {record['detail']}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The performance suite runs at toy size; what it measures is for a quiet machine, not for a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed.__main__ import CASES, main
+from benchmarks.speed.measure import Measurement, medians
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_measures_something_beside_a_reference(case: str) -> None:
+    for measurement in CASES[case](True):
+        record = measurement.record()
+        assert list(record) == ["case", "value", "reach", "detail", "holds"]
+        assert record["case"] == case
+        assert record["holds"] == (record["value"] <= record["reach"])
+        assert any(isinstance(value, float | dict) for value in record["detail"].values())
+
+
+def test_a_value_holds_up_to_its_reach() -> None:
+    assert Measurement("one", 3.0, 3.0, {}).record()["holds"]
+    assert not Measurement("one", 3.1, 3.0, {}).record()["holds"]
+
+
+def test_candidates_take_turns() -> None:
+    calls: list[str] = []
+    found = medians({"left": lambda: calls.append("left"), "right": lambda: calls.append("right")}, 3)
+    assert calls == ["left", "right"] * 3
+    assert found.keys() == {"left", "right"}
+    assert min(found.values()) > 0
+
+
+def test_the_records_of_one_case_are_written_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "benchmarks.speed", "--toy", "--only", "treelora-step-vitb", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    (record,) = json.loads(file.read_text())
+    assert record["case"] == "treelora-step-vitb"
+    assert record["detail"]["released_rule"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--only", "nope"], "treelora-step-7b"), (["--json", "no/folder/x.json"], "no/folder")]
+)
+def test_a_wrong_option_is_refused_with_the_way_out(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
