@@ -8,6 +8,7 @@ this project means by them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -32,12 +33,21 @@ def average_anytime_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> flo
     return mean([pooled(matrix, row, sizes) for row in range(len(matrix))])
 
 
-def backward_transfer(matrix: Matrix) -> float | None:
-    """BWT: 1/(T-1) * sum over j < T-1 of R[T-1][j] - R[j][j] (Lopez-Paz and Ranzato 2017; negative = forgetting)."""
+def backward_transfer(
+    matrix: Matrix, sign: int = 1, divisor: Literal["n-1", "n"] = "n-1", clipped: bool = False
+) -> float | None:
+    """BWT: 1/(T-1) * sum over j < T-1 of R[T-1][j] - R[j][j] (Lopez-Paz and Ranzato 2017; negative = forgetting).
+
+    Other readings: ``sign=-1`` makes forgetting positive (TreeLoRA's paper, section 2, which divides by n in its
+    formula and by n-1 in its image tables), ``clipped`` counts no gain (its released code, with ``divisor="n"``). A
+    stream of one task has 0 over n and nothing over n-1.
+    """
     last = len(matrix) - 1
-    if last < 1:
+    if divisor == "n-1" and last < 1:
         return None
-    return mean([value(matrix, last, j) - value(matrix, j, j) for j in range(last)])
+    gains = [value(matrix, last, j) - value(matrix, j, j) for j in range(last)]
+    counted = [min(gain, 0.0) if clipped else gain for gain in gains]
+    return sign * sum(counted) / (last if divisor == "n-1" else last + 1)
 
 
 def forgetting(matrix: Matrix) -> float | None:

@@ -8,8 +8,7 @@ Rows shorter than the longest end in zeros, which change no sum, no norm and no 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +27,14 @@ class Slice:
     parameter: nn.Parameter
     coordinate: int
     size: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A matrix [levels, width] and views of it, one a slice, in the shape of the slice's tensor."""
+
+    matrix: Tensor
+    pieces: list[Tensor]
 
 
 class Levels:
@@ -55,25 +62,51 @@ class Levels:
         self.lengths = [sum(part.size for part in level) for level in self.slices]
         self.width = max(self.lengths, default=0)
         self.padded = min(self.lengths, default=0) < self.width
+        self.tensors = [part.parameter for level in self.slices for part in level]
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def parameters(self) -> Tensor:
-        """A copy of the local values, float32 [levels, width]."""
-        return self.matrix(lambda part: part.parameter.data)
+    @torch.no_grad()
+    def parameters(self, into: Buffer | None = None) -> Tensor:
+        """A copy of the local values, float32 [levels, width]; in a buffer's memory where one is given."""
+        return self.read(self.tensors, into)
 
-    def gradients(self) -> Tensor:
-        """A copy of the local gradients, float32 [levels, width]; a missing gradient is zero."""
-        return self.matrix(gradient)
+    @torch.no_grad()
+    def gradients(self, into: Buffer | None = None) -> Tensor:
+        """A copy of the local gradients, likewise; a missing gradient is zero."""
+        return self.read(gradients(self.tensors), into)
 
+    @torch.no_grad()
     def set_parameters(self, matrix: Tensor) -> None:
         """Write local values [levels, width] into the parameters, in place."""
-        self.write(matrix, lambda part: part.parameter.data)
+        torch._foreach_copy_(locals_of(self.tensors), self.pieces(matrix))
 
-    def set_gradients(self, matrix: Tensor) -> None:
+    @torch.no_grad()
+    def set_gradients(self, matrix: Tensor | Buffer) -> None:
         """Write local gradients [levels, width] back, in place; a missing gradient is made."""
-        self.write(matrix, gradient)
+        pieces = matrix.pieces if isinstance(matrix, Buffer) else self.pieces(matrix)
+        torch._foreach_copy_(locals_of(gradients(self.tensors)), pieces)
+
+    def buffer(self) -> Buffer:
+        """Memory for one matrix that is used again: fresh memory in every step costs more than the copy."""
+        matrix = torch.zeros(len(self), self.width, device=self.tensors[0].device)
+        return Buffer(matrix, self.pieces(matrix))
+
+    def read(self, tensors: Sequence[Tensor], into: Buffer | None) -> Tensor:
+        """One call for all slices: a step has no time for one each."""
+        buffer = into or self.buffer()
+        torch._foreach_copy_(buffer.pieces, locals_of(tensors))
+        return buffer.matrix
+
+    def pieces(self, matrix: Tensor) -> list[Tensor]:
+        """Views of the matrix, one a slice, each in the shape of its local tensor."""
+        found = []
+        for row, level in zip(matrix, self.slices, strict=True):
+            values = row[: sum(part.size for part in level)].split([part.size for part in level])
+            shapes = [tensor.shape for tensor in locals_of(part.parameter for part in level)]
+            found += [piece.view(shape) for piece, shape in zip(values, shapes, strict=True)]
+        return found
 
     def coordinates(self) -> Tensor:
         """The level coordinate of every local element, int64 [levels, width]; -1 for padding."""
@@ -96,7 +129,11 @@ class Levels:
 
     def named(self, word: str) -> Tensor:
         """Which local elements belong to tensors whose name contains ``word``, bool [levels, width]."""
-        return self.matrix(lambda part: local(part.parameter.data).new_full((part.size,), float(word in part.name))) > 0
+        buffer = self.buffer()
+        names = [part.name for level in self.slices for part in level]
+        for name, piece in zip(names, buffer.pieces, strict=True):
+            piece.fill_(word in name)
+        return buffer.matrix > 0
 
     def whole(self, matrix: Tensor) -> list[Tensor]:
         """Local values [levels, width] to whole levels, on every rank: each element has one owner, the rest add 0."""
@@ -112,23 +149,6 @@ class Levels:
         where = self.coordinates().to(levels[0].device)
         rows = [torch.where(w >= 0, level[w.clamp(min=0)], 0) for level, w in zip(levels, where, strict=True)]
         return torch.stack(rows)
-
-    def matrix(self, values: Callable[[Slice], Tensor]) -> Tensor:
-        """One copy of what ``values`` gives for each slice, padded level by level."""
-        pieces = [local(values(part)).detach().reshape(-1) for level in self.slices for part in level]
-        if self.padded:
-            rows = zip(self.slices, self.lengths, strict=True)
-            found = iter(pieces)
-            zeros = pieces[0].new_zeros
-            pieces = [p for level, n in rows for p in (*itertools.islice(found, len(level)), zeros(self.width - n))]
-        return torch.cat(pieces).float().view(len(self), self.width)
-
-    @torch.no_grad()
-    def write(self, matrix: Tensor, values: Callable[[Slice], Tensor]) -> None:
-        parts = [part for level in self.slices for part in level]
-        pieces = self.flat(matrix).split([part.size for part in parts])
-        places = [local(values(part)).view(-1) for part in parts]
-        torch._foreach_copy_(places, list(pieces))  # one call: a step has no time for one a slice
 
 
 def sliced(parameters: list[tuple[str, nn.Parameter]]) -> tuple[list[Slice], int]:
@@ -152,11 +172,13 @@ def local_range(parameter: nn.Parameter) -> tuple[int, int]:
     return (offset[0] * rows if count else 0), count
 
 
-def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def gradient(part: Slice) -> Tensor:
-    if part.parameter.grad is None:
-        part.parameter.grad = torch.zeros_like(part.parameter)
-    return part.parameter.grad
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The gradients; one that is missing is made."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

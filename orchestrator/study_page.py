@@ -92,7 +92,8 @@ def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
     """Heading -> what a row cost on average."""
     minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
     memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / MEBIBYTE)
-    return {"minutes": f"{minutes:.1f}", "peak memory": f"{memory:.0f} MiB"}
+    share = mean_of(runs, lambda run: run["seconds"]["method"] / max(training_seconds(run), 1e-9))
+    return {"minutes": f"{minutes:.1f}", "peak memory": f"{memory:.0f} MiB", "method's share": f"{100 * share:.1f} %"}
 
 
 def one_stream(rows: Rows) -> bool:
@@ -135,7 +136,8 @@ def legend(groups: Mapping[str, Rows], command: str) -> str:
     return (
         f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Validation* is the final average on the "
         "validation splits. *Own task*: mean score of each task just after it was learned. *Minutes* hold evaluation "
-        f"and preparation; *peak memory* is one worker's.{time_legend(groups)}\n\nRepeat with `{command}`."
+        f"and preparation; *peak memory* is one worker's; the *method's share* is that of the training time which its "
+        f"own hooks take, measured within each run.{time_legend(groups)}\n\nRepeat with `{command}`."
     )
 
 

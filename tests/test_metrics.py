@@ -40,6 +40,17 @@ def test_backward_transfer_is_negative_where_tasks_are_forgotten_and_positive_wh
     assert metrics.backward_transfer([[0.4, 0.0], [0.9, 0.8]]) == pytest.approx(0.5)
 
 
+def test_the_readings_of_backward_transfer_by_hand() -> None:
+    """Diagonal 0.8, 0.6, 0.7; end 0.5, 0.7, 0.7: the first task loses 0.3, the second gains 0.1."""
+    matrix = [[0.8, 0.1, 0.3], [0.9, 0.6, 0.2], [0.5, 0.7, 0.7]]
+    assert metrics.backward_transfer(matrix) == pytest.approx(-0.2 / 2)
+    assert metrics.backward_transfer(matrix, sign=-1) == pytest.approx(0.2 / 2)
+    assert metrics.backward_transfer(matrix, sign=-1, divisor="n") == pytest.approx(0.2 / 3)
+    assert metrics.backward_transfer(matrix, divisor="n", clipped=True) == pytest.approx(-0.3 / 3)
+    assert metrics.backward_transfer([[0.75]], divisor="n") == 0
+    assert metrics.backward_transfer([[0.75]], divisor="n-1") is None
+
+
 def test_forgetting_looks_at_the_best_before_the_last_row_only() -> None:
     assert metrics.forgetting([[0.4, 0.0], [0.9, 0.8]]) == pytest.approx(-0.5), "a gain is negative forgetting"
 

@@ -77,13 +77,11 @@ def stepping(config: TreeLoRAConfig, rows: int, width: int, tasks: int, count: i
     method.begin_task(tasks, STEPS, 1)
     for number in range(3 * count):
         step(method, named, generator, number)
-    gradient = torch.randn(rows, width, generator=generator)
     done = 3 * count
 
     def run() -> None:
         nonlocal done
         for _ in range(count):
-            levels.set_gradients(gradient)
             method.edit_gradients(done, LOSS, unasked)
             done += 1
 

@@ -43,8 +43,11 @@ def lower_bound(entries: int, rounds: int, confidence: float, bonus: Bonus) -> L
     return lower
 
 
+FEW = 64  # entries whose distances are computed at once: cheaper than one by one, even if few are needed
+
+
 class Look:
-    """One raw sketch [levels, width] beside the stored signatures; a distance is computed when it is first needed.
+    """One raw sketch [levels, width] beside the stored signatures; of many, only needed distances are computed.
 
     ``progress`` is the share of the task that the sketch covers.
     """
@@ -53,6 +56,10 @@ class Look:
         self.tree, self.sketch, self.progress = tree, sketch, progress
         self.query = tree.metric.directions(sketch)
         self.known: dict[int, list[float]] = {}
+        if tree.entries <= FEW:
+            table = tree.metric.by_level(self.query, tree.signatures)
+            rows = numpy.column_stack([table, table.mean(axis=-1)]).tolist()
+            self.known = dict(enumerate(rows))
 
     def loss(self, entry: int, level: int | None) -> float:
         """The distance to one entry at one level, or the mean over levels."""

@@ -78,18 +78,18 @@ class Memory:
 
     def edit_by_gradients(
         self, config: RegulariserConfig, gradients: Tensor, entries: list[int], loss: Tensor, share: float, again: Again
-    ) -> Tensor:
+    ) -> float:
         """Add the gradient of |grad(now) - grad(stored)|_1 on this batch: the Hessian times a vector of signs.
 
         A central difference along the signs; the weighted value is returned. Four more passes over the batch.
         """
         difference = again() - self.gradient_at(entries, again)
-        value = self.levels.total(difference.abs().sum())
+        value = float(self.levels.total(difference.abs().sum()))
         direction, now = difference.sign(), self.levels.parameters()
         lengths = self.levels.total(torch.stack([now.square().sum(), direction.square().sum()])).sqrt()
         step = STEP * lengths[0] / lengths[1].clamp(min=1)
         ahead, behind = self.elsewhere(now + step * direction, again), self.elsewhere(now - step * direction, again)
-        factor = weight(config, value, loss, share)
+        factor = weight(config, value, float(loss), share)
         gradients.add_((ahead - behind) * (factor / (2 * step)))
         return factor * value
 

@@ -58,6 +58,7 @@ class TreeLoRA(LoRA):
         self.signature = Signature(self.config.signature, levels)
         self.memory = Memory(levels)
         self.first = levels.parameters()  # where a fresh adapter starts
+        self.buffer = levels.buffer()  # of the gradients
 
     def begin_task(self, task: int, steps: int, epochs: int) -> None:
         self.task, self.steps, self.epochs = task, steps, epochs
@@ -69,7 +70,7 @@ class TreeLoRA(LoRA):
 
     def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
         """Observe the gradient, sparsify it (the S of equation 3), add the regulariser's."""
-        gradients = self.levels.gradients()
+        gradients = self.levels.gradients(self.buffer)
         if step % self.period == 0:
             self.signature.forget()
         self.signature.take(gradients)
@@ -78,7 +79,7 @@ class TreeLoRA(LoRA):
         gradients = sparsify(self.levels, gradients, self.config.sparsity)
         if self.chosen:
             self.regularise(step, gradients, loss, again)
-        self.levels.set_gradients(gradients)
+        self.levels.set_gradients(gradients if self.config.sparsity else self.buffer)
 
     @property
     def period(self) -> int:

@@ -14,6 +14,7 @@ come from one small all-reduce for all levels. With c = strength x ramp, and <X,
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from methods.levels import Levels
 
-SHORTEST, LONGEST = 1e-30, 1e30  # squared lengths beyond have no direction: sums would leave the range of float32
+SHORTEST, LONGEST = 1e-15, 1e15  # lengths beyond have no direction: their squares would leave the range of float32
+WIDE = 2**14  # elements of a row
 POLE = 1e-5  # the released code's guard: <X, G> may come no nearer to zero
 
 
@@ -56,7 +58,7 @@ def edit(
     stored: Tensor,
     loss: Tensor,
     share: float,
-) -> Tensor:
+) -> float:
     """Add the regulariser's gradient to ``gradients`` [levels, width] in place; returns its weighted value.
 
     ``share`` is the schedule's. No level is edited where X or G is zero in a way that leaves no direction.
@@ -65,43 +67,60 @@ def edit(
         stored = as_long_as(levels, stored, current)
     if config.kind == "l1":
         difference = current - stored
-        value = levels.total(difference.abs().sum())
-        factor = weight(config, value, loss, share)
-        gradients.add_(difference.sign_() * factor)
+        value = float(levels.total(difference.abs().sum()))
+        factor = weight(config, value, float(loss), share)
+        gradients.add_(difference.sign_(), alpha=factor)
         return factor * value
     value, along_current, along_stored = COEFFICIENTS[config.kind](*products(levels, current, stored))
-    factor = weight(config, value, loss, share)
-    gradients.addcmul_(current, (factor * along_current).to(gradients.dtype)[:, None])
-    gradients.addcmul_(stored, (factor * along_stored).to(gradients.dtype)[:, None])
+    factor = weight(config, value, float(loss), share)
+    for_current, for_stored = current.new_tensor([along_current, along_stored]).unsqueeze(2)
+    if any(along_current):
+        gradients.addcmul_(current, for_current, value=factor)
+    gradients.addcmul_(stored, for_stored, value=factor)
     return factor * value
 
 
-def products(levels: Levels, current: Tensor, stored: Tensor) -> Tensor:
-    """<X, G>, <X, X> and <G, G> of every level, [3, levels], float64 from sums in the vectors' own precision."""
-    squares = [torch.linalg.vector_norm(vectors, dim=1).square() for vectors in (current, stored)]
-    return levels.total(torch.stack([torch.linalg.vecdot(current, stored), *squares])).double()
+def products(levels: Levels, current: Tensor, stored: Tensor) -> tuple[list[float], list[float], list[float]]:
+    """<X, G>, |X| and |G| of every level."""
+    squares = [torch.linalg.vector_norm(vectors, dim=1).square_() for vectors in (current, stored)]
+    inner, own, other = levels.total(torch.stack([row_products(current, stored), *squares])).tolist()
+    return inner, list(map(math.sqrt, own)), list(map(math.sqrt, other))
 
 
-def weight(config: RegulariserConfig, value: Tensor, loss: Tensor, share: float) -> Tensor:
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """<left, right> of every row; whole rows at once make a product that a cache does not hold when they are wide."""
+    if left.shape[1] < WIDE:
+        return torch.linalg.vecdot(left, right)
+    return torch.stack([one @ other for one, other in zip(left, right, strict=True)])
+
+
+def weight(config: RegulariserConfig, value: float, loss: float, share: float) -> float:
     """What the raw gradient is multiplied by."""
-    matched = loss / value.abs().clamp(min=1e-8) if config.scale == "match_loss" else torch.ones_like(loss)
+    matched = loss / max(abs(value), 1e-8) if config.scale == "match_loss" else 1.0
     return config.strength * share * matched
 
 
-def cosine(inner: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of 1 - cos and the coefficients of X and G in its gradient, [levels]."""
-    usable = (own > SHORTEST) & (other > SHORTEST) & (own < LONGEST) & (other < LONGEST)
-    inverse = torch.where(usable, (own * other).rsqrt(), 0)
-    found = torch.where(usable, inner * inverse, 0)
-    return (1 - found).sum(), torch.where(usable, found / own, 0), -inverse
+Coefficients = tuple[float, list[float], list[float]]  # value, then those of X and of G in its gradient, by level
 
 
-def released(inner: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cosine(inner: list[float], own: list[float], other: list[float]) -> Coefficients:
+    """Sum of 1 - cos, in plain numbers: a call into torch costs more than all levels do here."""
+    value, along_current, along_stored = 0.0, [], []
+    for product, x, g in zip(inner, own, other, strict=True):
+        usable = SHORTEST < x < LONGEST and SHORTEST < g < LONGEST
+        found = product / (x * g) if usable else 0.0
+        value += 1 - found
+        along_current.append(found / (x * x) if usable else 0.0)
+        along_stored.append(-1 / (x * g) if usable else 0.0)
+    return value, along_current, along_stored
+
+
+def released(inner: list[float], own: list[float], other: list[float]) -> Coefficients:
     """-<X, G> over its own size: the value is always -1, so that the loss shrinks to (1 - strength) of itself."""
-    total = inner.sum()
-    guarded = torch.where(total < 0, total.clamp(max=-POLE), total.clamp(min=POLE))
-    along = torch.where(guarded.isfinite(), -1 / guarded, 0)
-    return -torch.ones_like(total), torch.zeros_like(own), along.expand_as(own)
+    total = sum(inner)
+    guarded = math.copysign(max(abs(total), POLE), total)
+    along = -1 / guarded if math.isfinite(total) else 0.0
+    return -1.0, [0.0] * len(own), [along] * len(own)
 
 
 COEFFICIENTS = {"cos": cosine, "dot_log": released}
@@ -109,7 +128,7 @@ COEFFICIENTS = {"cos": cosine, "dot_log": released}
 
 def as_long_as(levels: Levels, stored: Tensor, current: Tensor) -> Tensor:
     """Every level of ``stored`` with the L2 length of ``current``; a zero level stays zero."""
-    wanted, found = products(levels, current, stored)[1:].sqrt()
-    usable = (found > 0) & found.isfinite() & wanted.isfinite()
-    ratio = torch.where(usable, wanted / torch.where(usable, found, 1), 0)
-    return stored * ratio.to(stored.dtype)[:, None]
+    _, wanted, found = products(levels, current, stored)
+    usable = [f > 0 and math.isfinite(f) and math.isfinite(w) for w, f in zip(wanted, found, strict=True)]
+    ratio = [w / f if known else 0.0 for w, f, known in zip(wanted, found, usable, strict=True)]
+    return stored * stored.new_tensor(ratio)[:, None]

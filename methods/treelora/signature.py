@@ -18,6 +18,7 @@ class Signature:
 
     def __init__(self, config: SignatureConfig, levels: Levels) -> None:
         self.config, self.levels = config, levels
+        self.now = levels.buffer()  # of the carrier, which every step needs anew
         self.mask = None if config.factors == "AB" else levels.named(f"lora_{config.factors}.")
 
     def begin(self, start: Tensor) -> None:
@@ -33,8 +34,8 @@ class Signature:
         return matrix if self.mask is None else matrix * self.mask
 
     def carrier(self) -> Tensor:
-        """What the regulariser compares: the adapter's way since the start, or its values."""
-        now = self.levels.parameters()
+        """What the regulariser compares, until the next call: the adapter's way since the start, or its values."""
+        now = self.levels.parameters(self.now)
         return self.counted(now if self.config.kind == "a_param" else now.sub_(self.start))
 
     def take(self, gradients: Tensor) -> None:
@@ -45,7 +46,7 @@ class Signature:
 
     def target(self) -> Tensor:
         """What later tasks are drawn to: the mean carrier, or beside mean gradients its last value."""
-        return self.carrier() if self.config.kind == "gradient" else self.mean
+        return self.carrier().clone() if self.config.kind == "gradient" else self.mean
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"start": self.start, "mean": self.mean}
