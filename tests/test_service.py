@@ -213,6 +213,7 @@ def test_sketches_of_different_make_are_refused_by_what_differs(
     service.expect(2)
     send(service, (learned, -1, 0, random_sketch(1)))
     restored = make_service()
+    restored.expect(2)
     restored.load_state_dict(service.state_dict())
     other = Sketch(random_sketch(2), (*STAMP[:place], value, *STAMP[place + 1 :]))
     for found in (service, restored):
@@ -225,3 +226,12 @@ def test_a_fresh_gradient_of_different_make_is_refused() -> None:
     other = Sketch(random_sketch(2), (3, *STAMP[1:]))
     with pytest.raises(ValueError, match="sketches of different seed do not mix"):
         service.observe(1, 4, 0, Sketch(random_sketch(1), STAMP), STEPS, other)
+
+
+@pytest.mark.parametrize("part", [-1, 2])
+def test_a_shard_that_does_not_exist_is_refused(part: int) -> None:
+    service = stored(random_sketch(0))
+    service.expect(2)
+    with pytest.raises(ValueError, match=f"task 1: a sketch came from shard {part}, but there are 2"):
+        send(service, (1, 4, part, random_sketch(1)))
+    assert not service.pending

@@ -84,7 +84,7 @@ class TreeService:
 
     def gathered(self, point: tuple[int, int], part: int, message: Pair) -> Pair | None:
         """The sum of all parts, once they are in; added in rank order, so that arrival does not matter."""
-        self.check(point[0], message)
+        self.check(point[0], part, message)
         parts = self.pending.setdefault(point, {})
         parts[part] = message
         if len(parts) < self.parts:
@@ -98,8 +98,10 @@ class TreeService:
             raise ValueError(f"task {point[0]}: the sketch of level {level} is not finite; lower train.learning_rate")
         return own, other
 
-    def check(self, task: int, message: Pair) -> None:
-        """Messages belong to the task under way, and all sketches of a run are of one make."""
+    def check(self, task: int, part: int, message: Pair) -> None:
+        """Messages belong to the task under way and to a shard there is; all sketches of a run are of one make."""
+        if not 0 <= part < self.parts:
+            raise ValueError(f"task {task}: a sketch came from shard {part}, but there are {self.parts}, from 0")
         if task != self.stored.closed:
             raise ValueError(f"task {task}: the search is at task {self.stored.closed}; tasks come one after another")
         self.stamp = self.stamp or message[0].stamp
