@@ -151,7 +151,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     if finding["type"] == "missing":
         return f"{place}: a value is missing"
     reason = finding["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(finding["input"], dict):  # settings that do not fit each other; the reason names them
+    if finding["type"] == "value_error" and isinstance(finding["input"], dict):  # the reason names the settings
         return f"{place.rstrip('.')}: {reason}"
     return (
         f"{place}={finding['input']}: should be {reason}"

@@ -112,7 +112,9 @@ def test_the_page_says_what_the_results_say(ended: Path) -> None:
         assert shown[6] == mean_and_error([a - one for (a, _), (one, _) in zip(last, first, strict=True)])
         assert shown[7] == f"{sum(run['seconds']['total'] for run in own) / 120:.1f}"
         assert shown[8] == f"{sum(run['peak_memory_bytes'] for run in own) / 2**21:.0f} MiB"
-        assert shown[9] == f"{sum(seconds[2 * row : 2 * row + 2]) / sum(seconds[:2]):.2f}x"
+        shares = [run["seconds"]["method"] / (run["seconds"]["train"] + run["seconds"]["method"]) for run in own]
+        assert shown[9] == f"{50 * sum(shares):.1f} %"
+        assert shown[10] == f"{sum(seconds[2 * row : 2 * row + 2]) / sum(seconds[:2]):.2f}x"
     assert "seeds 0, 4, ± standard error over them." in (ended / "page.md").read_text()
 
 
@@ -414,7 +416,7 @@ def test_one_task_has_no_forgetting() -> None:
     run |= {"backward_transfer": None, "accuracy_matrix": [[0.5]], "validation_matrix": [[None]], "method": "lora"}
     run |= {"seconds": {"train": 0.0, "method": 0.0, "total": 90.0}, "benchmark": "digits", "peak_memory_bytes": 2**20}
     row = cells(table({"joint": [run]}).splitlines()[2])
-    assert row == ["joint", "50.0", "–", "50.0", "50.0", "–", "–", "1.5", "1 MiB", "0.00x"]
+    assert row == ["joint", "50.0", "–", "50.0", "50.0", "–", "–", "1.5", "1 MiB", "0.0 %", "0.00x"]
     head, _, *rows = table({"joint": [run], "other": [run | {"benchmark": "texts"}]}).splitlines()
     assert "training time" not in head, "times on two benchmarks cannot be compared"
     assert [len(cells(row)) for row in rows] == [len(cells(head))] * 2
