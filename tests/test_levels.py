@@ -125,7 +125,7 @@ def edited_by(levels: Levels, case: tuple[str, str, str]) -> tuple[Tensor, Tenso
     stored = levels.local(others(levels))
     edited = torch.zeros_like(stored)
     value = edit(config, levels, edited, levels.parameters(), stored, torch.tensor(2.0), 0.5)
-    return value.float(), edited
+    return torch.tensor(value), edited
 
 
 @pytest.fixture(scope="module")

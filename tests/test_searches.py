@@ -8,6 +8,7 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
+from methods.treelora.arms import FEW
 from methods.treelora.metric import Floats, Metric, MetricName
 from methods.treelora.search import SearchConfig, Searches
 from methods.treelora.tree import TaskTree
@@ -138,8 +139,9 @@ def test_of_no_entries_there_is_no_answer_and_of_one_it_is_that(kind: str, granu
         assert single.answer() == [0] * LEVELS
 
 
-def test_a_look_computes_each_distance_once() -> None:
-    """A hundred pulls of three entries take three distances."""
+@pytest.mark.parametrize("entries", [3, FEW, FEW + 1])
+def test_a_look_computes_each_distance_once(entries: int) -> None:
+    """Those of few entries all at once; of many entries those that were pulled, one by one."""
     calls = []
 
     class Counting(Metric):
@@ -147,12 +149,14 @@ def test_a_look_computes_each_distance_once() -> None:
             calls.append(1)
             return super().by_level(left, right)
 
-    sketches = random_sketches(3)
+    sketches = random_sketches(entries)
     tree = TaskTree.build(sketches, metric=Counting())
-    searches = Searches(SearchConfig(rounds=100, confidence=9, granularity="per_layer"), tree, sketches, 100, 0)
+    searches = Searches(SearchConfig(rounds=200, confidence=0.01, granularity="per_layer"), tree, sketches, 200, 0)
     calls.clear()
     searches.look(query(0), 1.0)
-    assert len(calls) == 3
+    pulled = numpy.count_nonzero(searches.statistics()["pulls"])
+    assert len(calls) == (1 if entries <= FEW else pulled)
+    assert pulled > 1
 
 
 def test_statistics_are_summed_and_averaged_over_levels() -> None:
