@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from methods.treelora import TreeLoRAConfig
 from orchestrator import checkpoint
 from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
-from orchestrator.learner import Learner
 from orchestrator.trainer import train
 from tests.blocks import PRESETS, config_of
 from tests.conftest import small_experiment
+from tests.interruption import train_until
 
 DIGITS = "benchmark=split_digits"
 EVERY_STEP = ["method.search.every=1", "method.search.staleness=0"]
@@ -92,26 +91,10 @@ def test_a_run_ends_with_a_tree_and_tells_its_search(whole: tuple[Experiment, An
     assert report["search"]["task"] == 2 and [entry["tasks"] for entry in report["search"]["entries"]] == [[0], [1]]
 
 
-class Interrupted(Exception):
-    """Stands for whatever ends a process in the middle of a step."""
-
-
-def test_a_stopped_run_ends_like_an_undisturbed_one(
-    tmp_path: Path, whole: tuple[Experiment, Any, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[Experiment, Any, str]) -> None:
     other, result, preset = whole
     experiment = tiny(tmp_path, preset, "name=stopped", "checkpoint.every=2")
-    step = Learner.step
-
-    def failing(self: Learner, rows: Tensor, at: int) -> float:
-        if (self.task.index, at) == (2, 3):
-            raise Interrupted
-        return step(self, rows, at)
-
-    monkeypatch.setattr(Learner, "step", failing)
-    with pytest.raises(Interrupted):
-        train(experiment)
-    monkeypatch.setattr(Learner, "step", step)
+    train_until(experiment, 2, 3)
     resumed = train(experiment)
     for key in ("accuracy_matrix", "validation_matrix", "method_report"):
         assert resumed[key] == result[key]

@@ -27,12 +27,9 @@ from orchestrator.sharding import Place, load_adapters_and_head
 from orchestrator.trainer import finished, train, train_here
 from orchestrator.tree_actor import make_service
 from tests.conftest import small_experiment
+from tests.interruption import Interrupted, train_until
 
 Make = Callable[..., Experiment]
-
-
-class Interrupted(Exception):
-    """Stands for whatever ends a process in the middle of a step."""
 
 
 def test_the_same_command_with_the_same_seed_gives_the_same_matrix(small: Make) -> None:
@@ -77,17 +74,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     number: int,
 ) -> None:
     experiment = small(f"method={method}", "name=stopped", "checkpoint.every=2")
-    step = Learner.step
-
-    def failing(self: Learner, rows: Tensor, at: int) -> float:
-        if (self.task.index, at) == (task, number):
-            raise Interrupted
-        return step(self, rows, at)
-
-    monkeypatch.setattr(Learner, "step", failing)
-    with pytest.raises(Interrupted):
-        train(experiment)
-    monkeypatch.setattr(Learner, "step", step)
+    train_until(experiment, task, number)
     steps = count_steps(monkeypatch)
     resumed = train(experiment)
     assert len(steps) == sum(STEPS[task:]) - number // 2 * 2, "it goes on from the last checkpoint"

@@ -20,6 +20,7 @@ from orchestrator.session import read_stream
 from orchestrator.sharding import Place, load_adapters_and_head
 from orchestrator.trainer import train
 from tests import planted
+from tests.interruption import train_until
 from tests.tiny import tiny_model
 
 Make = Callable[..., Experiment]
@@ -139,20 +140,10 @@ def test_a_checkpoint_of_a_language_model_holds_no_frozen_tensor(make: Make, kin
     assert names and all("lora_" in name or name.startswith("head.") for name in names)
 
 
-def test_a_stopped_run_of_a_model_with_tied_embeddings_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_of_a_model_with_tied_embeddings_goes_on(make: Make) -> None:
     settings = ["train.epochs=1", "checkpoint.every=1"]
     whole = train(make("t5", "labelled", *settings, "name=whole"))
-    step = Learner.step
-
-    def failing(self: Learner, rows: Tensor, number: int) -> float:
-        if (self.task.index, number) == (1, 2):
-            raise InterruptedError
-        return step(self, rows, number)
-
-    monkeypatch.setattr(Learner, "step", failing)
-    with pytest.raises(InterruptedError):
-        train(make("t5", "labelled", *settings))
-    monkeypatch.setattr(Learner, "step", step)
+    train_until(make("t5", "labelled", *settings), 1, 2)
     assert train(make("t5", "labelled", *settings))["accuracy_matrix"] == whole["accuracy_matrix"]
     one, other = (tensors_of(make("t5", "labelled", f"name={name}")) for name in ("whole", "a"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
