@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from methods.levels import Levels
 
@@ -67,8 +69,8 @@ class Service(Chooser, Protocol):
 class Method:
     """Hooks with do-nothing defaults; a method overrides what it needs.
 
-    The loop calls ``adapt`` once, ``bind`` once the model is sharded, then for every task ``begin_task``,
-    ``edit_gradients`` after each backward pass, and ``end_task``.
+    The loop calls ``adapt`` once, ``bind`` once the model is sharded, then for every task ``optimizer``,
+    ``begin_task``, ``edit_gradients`` after each backward pass, and ``end_task``.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -81,10 +83,11 @@ class Method:
         """Settings worth sweeping, in the form of ``sweep.space``."""
         return {}
 
-    def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str]) -> None:
-        """Insert what will be trained next to the frozen backbone.
+    def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
+        """Insert what will be trained next to the frozen backbone; ValueError names a setting that does not fit.
 
-        ``targets`` are endings of module names, ``blocks`` the names of the transformer blocks in order.
+        ``targets`` are endings of module names, ``blocks`` the names of the transformer blocks in order, ``tasks`` is
+        the length of the stream.
         """
 
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:
@@ -99,6 +102,14 @@ class Method:
         """Whether ``task`` may move the adapters; where not, only the head learns."""
         return True
 
+    def optimizer(self, groups: list[dict[str, Any]], rule: str, settings: dict[str, Any]) -> Optimizer | None:
+        """An optimiser of the method's own, whose state belongs to ``state_dict``; None: torch's one of this ``rule``.
+
+        ``groups`` hold the adapters and the task's part of the head with their learning rates, ``settings`` what
+        torch's optimiser would be called with.
+        """
+        return None
+
     def begin_task(self, task: int, steps: int, epochs: int) -> None:
         """``steps`` optimiser steps in ``epochs`` passes are planned for ``task``."""
 
@@ -111,8 +122,24 @@ class Method:
     def end_task(self) -> None:
         """The task's last step is done."""
 
-    def inference(self) -> Tensor | None:
-        """The adapters [levels, width] to evaluate with; None: as they were trained last."""
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """While this lasts, the model is as it shall be evaluated; all ranks enter and leave it together."""
+        yield
+
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module name -> factors A [rank, in] and B [out, rank]: the whole update that evaluation uses is B A.
+
+        ValueError where no low-rank update holds it.
+        """
+        raise ValueError(f"method={self.config.name}: its update is not one of low rank")
+
+    def stored_parameters(self) -> int:
+        """Numbers that the adapted model holds beside the backbone and the head."""
+        return sum(self.levels.sizes)
+
+    def report(self) -> dict[str, Any] | None:
+        """What the method has to tell of a run, as plain values for result.json; a service tells its own."""
         return None
 
     def state_dict(self) -> dict[str, Tensor]:

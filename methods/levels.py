@@ -8,7 +8,7 @@ Rows shorter than the longest end in zeros, which change no sum, no norm and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,6 +143,18 @@ class Levels:
             full[where[where >= 0]] = row[where >= 0]
             result.append(self.total(full))
         return result
+
+    def named_wholes(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Local values [levels, width] as whole tensors by name, in their own shapes, on every rank."""
+        found: dict[str, Tensor] = {}
+        for slices, values in zip(self.slices, self.whole(matrix), strict=True):
+            pieces = values.split([part.parameter.numel() for part in slices])
+            found |= {p.name: v.view(p.parameter.shape) for p, v in zip(slices, pieces, strict=True)}
+        return found
+
+    def local_of(self, wholes: Mapping[str, Tensor]) -> Tensor:
+        """The inverse, from all tensors."""
+        return self.local([torch.cat([wholes[part.name].flatten() for part in slices]) for slices in self.slices])
 
     def local(self, levels: list[Tensor]) -> Tensor:
         """Whole levels to this rank's [levels, width]."""

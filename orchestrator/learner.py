@@ -43,7 +43,7 @@ class Learner:
         self.method = method_class(experiment.method.name)(experiment.method)
         blocks = [name.removeprefix("backbone.") for name in self.model.block_names]
         try:
-            self.method.adapt(self.model.backbone, self.model.targets, blocks)
+            self.method.adapt(self.model.backbone, self.model.targets, blocks, len(stream.tasks))
         except ValueError as error:
             raise UserError(str(error)) from None
         self.half = half_precision(self.settings.precision, place.device)
@@ -83,9 +83,17 @@ class Learner:
             {"params": self.model.head_parameters(task), "lr": settings.head_learning_rate},
         ]
         groups = [group for group in groups if group["params"]]
-        own = {"momentum": settings.betas[0]} if settings.optimizer == "sgd" else {"betas": settings.betas}
-        kind = OPTIMIZERS[settings.optimizer]
-        self.optimizer = kind(groups, weight_decay=settings.weight_decay, **own) if groups else None
+        momentum = {"momentum": settings.betas[0]} if settings.optimizer == "sgd" else {"betas": settings.betas}
+        common: dict[str, Any] = {"weight_decay": settings.weight_decay, **momentum}
+        own = self.method_optimizer(groups, common) if groups else None
+        self.own_optimizer = own is not None
+        self.optimizer = own or (OPTIMIZERS[settings.optimizer](groups, **common) if groups else None)
+
+    def method_optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer | None:
+        try:
+            return self.method.optimizer(groups, self.settings.optimizer, settings)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def begin_task(self, task: Task, steps: int) -> None:
         self.select(task)
@@ -96,20 +104,8 @@ class Learner:
             self.method.end_task()
         self.optimizer = None
         if self.model.closed_form:
-            with self.inference():
+            with self.method.inference():
                 self.fit_head(self.task.train)
-
-    @contextmanager
-    def inference(self) -> Iterator[None]:
-        """The adapters as the method wants them evaluated."""
-        chosen = self.method.inference()
-        if chosen is None:
-            yield
-            return
-        trained = self.method.levels.parameters()
-        self.method.levels.set_parameters(chosen)
-        yield
-        self.method.levels.set_parameters(trained)
 
     def step(self, rows: Tensor, number: int) -> float:
         """One optimiser step on the global batch ``rows``; returns the mean loss over it."""
@@ -207,18 +203,21 @@ class Learner:
         tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
         tensors |= {f"statistics.{k}": v for k, v in self.model.statistics().items()}
         values: dict[str, Any] = {"seconds": self.seconds}
-        if self.optimizer is not None:
+        if self.optimizer is not None and not self.own_optimizer:
             moments, values["optimizer"] = optimizer_state(self.model, self.optimizer)
             tensors |= {f"optimizer.{k}": v for k, v in moments.items()}
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of ``state``; ``select`` comes first where a task is under way."""
-        load_adapters_and_head(self.model, part(tensors, "model."))
-        self.method.load_state_dict(part(tensors, "method."))
+        try:
+            load_adapters_and_head(self.model, part(tensors, "model."))
+            self.method.load_state_dict(part(tensors, "method."))
+        except ValueError as error:
+            raise UserError(f"the checkpoint does not fit: {error}") from None
         self.model.load_statistics(part(tensors, "statistics."))
         self.seconds = dict(values["seconds"])
-        if self.optimizer is not None:
+        if self.optimizer is not None and not self.own_optimizer:
             moments = part(tensors, "optimizer.")
             load_optimizer_state(self.model, self.optimizer, moments, values["optimizer"])
 

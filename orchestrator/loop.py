@@ -78,7 +78,7 @@ def steps_of(task: Task, learner: Learner) -> int:
 
 def measure(learner: Learner, stream: TaskStream, position: Position) -> None:
     """Fill one row of each matrix."""
-    with learner.inference():
+    with learner.method.inference():
         test, *unmasked = scores(learner, stream, position.task + 1, "test")
         validation = scores(learner, stream, position.task + 1, "validation")[0]
     position.test.append(test)

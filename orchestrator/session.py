@@ -66,7 +66,7 @@ class Session:
         self.progress(steps=1)
         hooks = Hooks(self.save, self.stepped, self.learned)
         learn(self.learner, self.stream, self.position, hooks, self.experiment.checkpoint.every)
-        details = self.search.report() if self.search else None
+        details = self.search.report() if self.search else self.learner.method.report()
         if self.place.rank == 0:
             write_json(self.experiment.folder / "result.json", self.result(details))
         self.report(task_metrics(self.position, self.position.task - 1))  # a scheduler may end a trial that reports
@@ -147,6 +147,7 @@ class Session:
             "seconds": self.seconds(),
             "peak_memory_bytes": peak_memory(self.place.device),
             "trainable_parameters": self.learner.trainable_parameters,
+            "stored_parameters": self.learner.method.stored_parameters(),
             "method_report": details,
             "versions": {name: version(name) for name in VERSIONS},
         }

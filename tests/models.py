@@ -72,7 +72,7 @@ def writer(folder: Path) -> AnswerWriter:
 def adapted(model: Model, rank: int = 2) -> Model:
     """``model`` with adapters; they and the head are no longer zero, so that every gradient is something."""
     torch.manual_seed(0)
-    LoRA(LoRAConfig(rank=rank)).adapt(model.backbone, model.targets, [])
+    LoRA(LoRAConfig(rank=rank)).adapt(model.backbone, model.targets, [], 1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name == "head.parts.0.weight":
             nn.init.normal_(parameter, std=0.1)

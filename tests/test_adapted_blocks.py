@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.models.config import BackboneConfig
-from methods.lora import LoRA, LoRAConfig
+from methods.lora import LoRA, LoRAConfig, modules_to_adapt
 from tests.models import classifier
 
 BLOCKS = [f"blocks.{i}" for i in range(6)]
@@ -14,7 +14,7 @@ BLOCKS = [f"blocks.{i}" for i in range(6)]
 def adapted_blocks(levels: tuple[int, ...] | None, targets: tuple[str, ...] = ("qkv",)) -> list[str]:
     """Names of the modules of a micro ViT that got adapters."""
     model = classifier(BackboneConfig(), 3)
-    LoRA(LoRAConfig(rank=2, levels=levels)).adapt(model.backbone, targets, BLOCKS)
+    LoRA(LoRAConfig(rank=2, levels=levels)).adapt(model.backbone, targets, BLOCKS, 1)
     names = [name for name, _ in model.adapters()]
     assert [model.level_of(name) for name in names] == sorted(model.level_of(name) for name in names)
     return list(dict.fromkeys(name.removeprefix("backbone.").partition(".lora_")[0] for name in names))
@@ -46,5 +46,4 @@ def test_blocks_without_a_module_to_adapt_are_refused_in_one_line() -> None:
 def test_a_target_is_the_end_of_a_name_or_all_of_it() -> None:
     """As ``lm_head`` is in a language model, and never the end of a word."""
     model = classifier(BackboneConfig(), 3)
-    method = LoRA(LoRAConfig())
-    assert method.modules(model.backbone, ("blocks.3.attn.qkv", "kv"), BLOCKS) == ["blocks.3.attn.qkv"]
+    assert modules_to_adapt(model.backbone, ("blocks.3.attn.qkv", "kv"), BLOCKS, None) == ["blocks.3.attn.qkv"]

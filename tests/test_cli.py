@@ -27,6 +27,7 @@ NAME = "lora-split_digits-train4-test4-seed0"
 KEYS = {"name", "method", "benchmark", "seed", "order_seed", "config", "accuracy_matrix", "final_average_accuracy"}
 KEYS |= {"average_anytime_accuracy", "backward_transfer", "forgetting", "forward_transfer", "seconds"}
 KEYS |= {"trainable_parameters", "versions", "unmasked_matrix", "prepared_rows", "peak_memory_bytes"}
+KEYS |= {"stored_parameters"}
 PROJECT = Path(__file__).resolve().parent.parent
 
 

@@ -37,7 +37,7 @@ def make_model(rank: int) -> Classifier:
     """A micro ViT whose adapters and head are not zero, so that every gradient is something; level 0 is wider."""
     torch.manual_seed(0)
     model = classifier(BackboneConfig(), 5)
-    LoRA(LoRAConfig(rank=rank)).adapt(model.backbone, ("qkv", "blocks.0.mlp.fc1"), [f"blocks.{i}" for i in range(6)])
+    LoRA(LoRAConfig(rank=rank)).adapt(model.backbone, ("qkv", "blocks.0.mlp.fc1"), [f"blocks.{i}" for i in range(6)], 1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name == "head.parts.0.weight":
             nn.init.normal_(parameter, std=0.1)

@@ -105,7 +105,7 @@ def test_a_rank_above_the_width_of_a_module_is_padded(shape: tuple[int, int]) ->
 def test_factors_are_paired_as_peft_names_them() -> None:
     """The levels of a micro ViT with two adapters a block and 12 pairs in all."""
     model = classifier(BackboneConfig(), 3)
-    LoRA(LoRAConfig(rank=2)).adapt(model.backbone, ("qkv", "fc1"), [f"blocks.{i}" for i in range(6)])
+    LoRA(LoRAConfig(rank=2)).adapt(model.backbone, ("qkv", "fc1"), [f"blocks.{i}" for i in range(6)], 1)
     levels = Levels(model.adapters(), model.level_of, lambda values: values)
     one, other = random_matrix(levels, 1), random_matrix(levels, 2)
     found = products(levels, mean_of_products(levels, [one, other], [0.75, 0.25]))

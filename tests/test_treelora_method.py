@@ -88,20 +88,21 @@ def test_an_adapter_from_the_nearest_jumps_once_to_the_end_of_the_first_choice(s
 
 
 def test_the_last_adapter_is_evaluated_by_default() -> None:
-    assert learned(Blocks(config_of()), 2).method.inference() is None
+    blocks = learned(Blocks(config_of()), 2)
+    assert torch.equal(blocks.tree.inference_adapter(), blocks.ends[1])
 
 
 @pytest.mark.parametrize("inference", ["mean", "tree"])
 def test_a_mean_of_adapters_is_evaluated(inference: str) -> None:
     """The best of its rank to the mean of products; over the tree tasks 0 and 2, alike, count together like task 1."""
     blocks = Blocks(config_of(inference=inference, sketch={"kind": "exact"}))
-    assert blocks.method.inference() is None
+    assert torch.equal(blocks.tree.inference_adapter(), blocks.levels.parameters())
     learned(blocks, 3)
     shares = [1 / 3] * 3 if inference == "mean" else [0.25, 0.5, 0.25]
     assert blocks.service.weights(2) == [0.25, 0.5, 0.25]
     expected = torch.stack([share * products(end) for share, end in zip(shares, blocks.ends, strict=True)]).sum(0)
-    found = blocks.method.inference()
-    assert found is not None and torch.allclose(products(found), of_rank_2(expected), atol=1e-5)
+    with blocks.method.inference():
+        assert torch.allclose(products(blocks.levels.parameters()), of_rank_2(expected), atol=1e-5)
     assert torch.equal(blocks.levels.parameters(), blocks.ends[2])
 
 
@@ -111,8 +112,7 @@ def test_merged_tasks_count_one_by_one_in_the_mean() -> None:
     one, other = map(products, blocks.tree.memory.adapters)
     assert torch.allclose(one, of_rank_2((products(blocks.ends[0]) + products(blocks.ends[2])) / 2), atol=1e-5)
     expected = of_rank_2((2 * one + other) / 3)
-    found = blocks.method.inference()
-    assert found is not None and torch.allclose(products(found), expected, atol=1e-5)
+    assert torch.allclose(products(blocks.tree.inference_adapter()), expected, atol=1e-5)
 
 
 # --- more passes over the batch ---

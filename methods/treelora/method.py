@@ -17,6 +17,8 @@ hand; a second derivative (``l1_hvp``) is a central difference of gradients, whi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -139,10 +141,18 @@ class TreeLoRA(LoRA):
         if self.config.inference == "tree":
             self.memory.weights = self.chooser.weights(self.task)
 
-    def inference(self) -> Tensor | None:
-        """Section 3.3 evaluates with the last adapter; here also the mean over all tasks, or over the tree."""
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Section 3.3 evaluates with the last adapter; here also with the mean over all tasks, or over the tree."""
+        trained = self.levels.parameters()
+        self.levels.set_parameters(self.inference_adapter())
+        yield
+        self.levels.set_parameters(trained)
+
+    def inference_adapter(self) -> Tensor:
+        """The adapter [levels, width] to evaluate with."""
         if self.config.inference == "last" or not len(self.memory):
-            return None
+            return self.levels.parameters()
         return self.memory.mean_adapter(over_tree=self.config.inference == "tree")
 
     def state_dict(self) -> dict[str, Tensor]:
