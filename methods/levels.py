@@ -67,6 +67,12 @@ class Levels:
     def __len__(self) -> int:
         return len(self.slices)
 
+    def only(self, wanted: Callable[[str], bool]) -> Levels:
+        """The same levels with the tensors alone whose names are ``wanted``; a level without any is left out."""
+        numbers = {part.name: number for number, level in enumerate(self.slices) for part in level}
+        named = [(part.name, part.parameter) for level in self.slices for part in level if wanted(part.name)]
+        return Levels(named, numbers.__getitem__, self.total, self.part, self.parts)
+
     @torch.no_grad()
     def parameters(self, into: Buffer | None = None) -> Tensor:
         """A copy of the local values, float32 [levels, width]; in a buffer's memory where one is given."""

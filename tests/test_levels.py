@@ -325,3 +325,23 @@ def test_a_missing_gradient_reads_as_zero_and_is_made_when_written() -> None:
 )
 def test_the_level_of_a_parameter_is_its_block(name: str, level: int) -> None:
     assert classifier(BackboneConfig(name="vit_tiny_patch16_224", pretrained=False), 5).level_of(name) == level
+
+
+def test_a_part_of_the_levels_is_chosen_by_name() -> None:
+    """A level without a chosen tensor is left out; the others keep their order and their own coordinates."""
+    named = {"0.a": torch.ones(2), "1.b": torch.full((3,), 2.0), "2.a": torch.full((1,), 3.0), "2.b": torch.ones(2)}
+    levels = Levels(
+        [(n, nn.Parameter(values)) for n, values in named.items()], lambda n: int(n.split(".")[0]), lambda t: t
+    )
+    part = levels.only(lambda name: name.endswith("a"))
+    assert part.parameters().tolist() == [[1.0, 1.0], [3.0, 0.0]] and part.sizes == [2, 1]
+    part.set_parameters(torch.zeros(2, 2))
+    assert levels.parameters().tolist() == [[0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [0.0, 1.0, 1.0]]
+
+
+def test_whole_tensors_by_name_go_round() -> None:
+    named = [("0.a", nn.Parameter(torch.randn(2, 3))), ("0.b", nn.Parameter(torch.randn(4)))]
+    levels = Levels(named, lambda name: 0, lambda values: values)
+    wholes = levels.named_wholes(levels.parameters())
+    assert all(torch.equal(wholes[name], parameter) for name, parameter in named)
+    assert torch.equal(levels.local_of(wholes), levels.parameters())
