@@ -251,6 +251,7 @@ CONFIGURED: dict[str, tuple[str, int | None, str]] = {
     "split_cifar100_20": ("cifar100", 20, "class"),
     "split_cub200": ("cub200", 10, "class"),
     "split_digits": ("digits", 5, "class"),
+    "split_domainnet": ("domainnet", 5, "class"),
     "split_imagenet_a": ("image_folder", 10, "class"),
     "split_imagenet_r_10": ("image_folder", 10, "class"),
     "split_imagenet_r_20": ("image_folder", 20, "class"),
@@ -268,7 +269,9 @@ def test_a_configured_stream_begins_with_a_line_about_it_and_names_its_source(na
     assert (stream.source, stream.tasks, stream.scenario) == CONFIGURED[name]
 
 
-@pytest.mark.parametrize(("name", "reader"), [("split_cub200", cub200), ("domainnet", domainnet)])
+@pytest.mark.parametrize(
+    ("name", "reader"), [("split_cub200", cub200), ("domainnet", domainnet), ("split_domainnet", domainnet)]
+)
 def test_a_set_that_is_not_there_says_where_it_is_published(
     name: str, reader: Callable[[StreamConfig], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

