@@ -100,6 +100,19 @@ def tree(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="name of a run, finished or stopped, or its folder below storage")],
+    output: Annotated[Path, typer.Option(help="folder to make")],
+    settings: Settings = None,
+) -> None:
+    """Write the update of a run as one LoRA adapter that PEFT loads, and the head beside it."""
+    from orchestrator.export import export_run
+
+    done = export_run(run, output, settings or [])
+    print(f"{done.run}: {done.when}", f"adapter, for PeftModel.from_pretrained(backbone, …): {done.folder}", sep="\n")
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     listing("method")

@@ -93,7 +93,12 @@ def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
     minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
     memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / MEBIBYTE)
     share = mean_of(runs, lambda run: run["seconds"]["method"] / max(training_seconds(run), 1e-9))
-    return {"minutes": f"{minutes:.1f}", "peak memory": f"{memory:.0f} MiB", "method's share": f"{100 * share:.1f} %"}
+    return {
+        "minutes": f"{minutes:.1f}",
+        "peak memory": f"{memory:.0f} MiB",
+        "stored": thousands(mean_of_known([run.get("stored_parameters") for run in runs])),
+        "method's share": f"{100 * share:.1f} %",
+    }
 
 
 def one_stream(rows: Rows) -> bool:
@@ -119,6 +124,11 @@ def training_seconds(result: Result) -> float:
     return result["seconds"]["train"] + result["seconds"]["method"]
 
 
+def thousands(count: float | None) -> str:
+    """As in "12 k"; a dash where it is not known, as in results from before it was counted."""
+    return "–" if count is None else f"{count / 1000:.0f} k"
+
+
 def percent(values: Sequence[float | None]) -> str:
     """Mean in per cent, with the standard error where there are several values."""
     known = [100 * value for value in values if value is not None]
@@ -137,7 +147,8 @@ def legend(groups: Mapping[str, Rows], command: str) -> str:
         f"Test scores in %, seeds {', '.join(map(str, seeds))}{error}. *Validation* is the final average on the "
         "validation splits. *Own task*: mean score of each task just after it was learned. *Minutes* hold evaluation "
         f"and preparation; *peak memory* is one worker's; the *method's share* is that of the training time which its "
-        f"own hooks take, measured within each run.{time_legend(groups)}\n\nRepeat with `{command}`."
+        "own hooks take, measured within each run. *Stored*: numbers that the adapted model holds beside backbone and "
+        f"head.{time_legend(groups)}\n\nRepeat with `{command}`."
     )
 
 

@@ -56,7 +56,7 @@ def experiment_of(run: str, settings: list[str]) -> Experiment:
         raise UserError(f"{run}: a sweep; name one of its trials, as in {run}/trials/…")
     identity = read_json(folder / "experiment.json")
     if identity is None:
-        return composed
+        return composed.model_copy(update={"storage": folder.parent})  # not another run that has the same last name
     return checked(identity | {"name": folder.name, "storage": str(folder.parent)})
 
 

@@ -19,8 +19,8 @@ import torch
 
 from orchestrator.compose import GROUPS, option_names
 
-COMMANDS = ("train", "sweep", "compare", "tree", "methods", "benchmarks", "options", "submit", "jobs", "logs", "stop")
-COMMANDS += ("watch",)
+COMMANDS = ("train", "sweep", "compare", "tree", "export", "methods", "benchmarks", "options", "submit", "jobs", "logs")
+COMMANDS += ("stop", "watch")
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"

@@ -113,9 +113,13 @@ def test_the_page_says_what_the_results_say(ended: Path) -> None:
         assert shown[7] == f"{sum(run['seconds']['total'] for run in own) / 120:.1f}"
         assert shown[8] == f"{sum(run['peak_memory_bytes'] for run in own) / 2**21:.0f} MiB"
         shares = [run["seconds"]["method"] / (run["seconds"]["train"] + run["seconds"]["method"]) for run in own]
-        assert shown[9] == f"{50 * sum(shares):.1f} %"
-        assert shown[10] == f"{sum(seconds[2 * row : 2 * row + 2]) / sum(seconds[:2]):.2f}x"
-    assert "seeds 0, 4, ± standard error over them." in (ended / "page.md").read_text()
+        assert shown[9] == f"{sum(run['stored_parameters'] for run in own) / 2000:.0f} k"
+        assert shown[10] == f"{50 * sum(shares):.1f} %"
+        assert shown[11] == f"{sum(seconds[2 * row : 2 * row + 2]) / sum(seconds[:2]):.2f}x"
+    assert names[8:11] == ["peak memory", "stored", "method's share"]
+    page = (ended / "page.md").read_text()
+    assert "seeds 0, 4, ± standard error over them." in page
+    assert "*Stored*: numbers that the adapted model holds beside backbone and head." in page
 
 
 def test_the_page_shows_the_matrix_of_each_rows_first_seed(ended: Path) -> None:
@@ -312,6 +316,12 @@ def test_means_errors_and_times_of_known_results() -> None:
     assert [row[-1] for row in rows] == ["0.25x", "1.00x", "1.75x"], "relative to sequential LoRA, not to the first row"
 
 
+def test_stored_numbers_are_thousands_and_older_results_have_none() -> None:
+    counted = [run | {"stored_parameters": count} for run, count in zip(TREE, (12_000, 13_600), strict=True)]
+    rows = {"tree": counted, "older": TREE, "one is older": [counted[1], TREE[0]]}
+    assert [cells(line)[9] for line in table(rows).splitlines()[2:]] == ["13 k", "–", "14 k"]
+
+
 def test_the_legend_says_what_times_are_relative_to() -> None:
     def told(rows: dict[str, Any]) -> str:
         written = page("t", "", "c", {"": rows}, False)
@@ -416,7 +426,7 @@ def test_one_task_has_no_forgetting() -> None:
     run |= {"backward_transfer": None, "accuracy_matrix": [[0.5]], "validation_matrix": [[None]], "method": "lora"}
     run |= {"seconds": {"train": 0.0, "method": 0.0, "total": 90.0}, "benchmark": "digits", "peak_memory_bytes": 2**20}
     row = cells(table({"joint": [run]}).splitlines()[2])
-    assert row == ["joint", "50.0", "–", "50.0", "50.0", "–", "–", "1.5", "1 MiB", "0.0 %", "0.00x"]
+    assert row == ["joint", "50.0", "–", "50.0", "50.0", "–", "–", "1.5", "1 MiB", "–", "0.0 %", "0.00x"]
     head, _, *rows = table({"joint": [run], "other": [run | {"benchmark": "texts"}]}).splitlines()
     assert "training time" not in head, "times on two benchmarks cannot be compared"
     assert [len(cells(row)) for row in rows] == [len(cells(head))] * 2

@@ -1,0 +1,144 @@
+"""The update of a run as one LoRA adapter that PEFT loads, without this project, next to the frozen backbone.
+
+    FOLDER/adapter_config.json, adapter_model.safetensors    # PeftModel.from_pretrained(backbone, FOLDER)
+    FOLDER/head.safetensors                                  # not of a model that writes its answers
+
+``backbone`` is the pre-trained model that the run adapted: timm's with ``num_classes=0``, or that of transformers.
+PeftModel asks for no ``config`` attribute. The head's tensors are called ``parts.<task>.weight`` and ``.bias``, with
+classes in the order of labels; the sums of a closed-form head, which answers in its place, ``statistics.<name>``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.models.model import Model
+from orchestrator import checkpoint
+from orchestrator.config import Experiment
+from orchestrator.errors import UserError
+from orchestrator.session import Session
+from orchestrator.sharding import Place
+from orchestrator.tree_actor import make_service
+from orchestrator.tree_source import experiment_of
+
+ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
+PEFT_PREFIX = "base_model.model."
+Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Which run was written where, and as of when."""
+
+    run: str
+    folder: Path
+    when: str
+
+
+def export_run(run: str, folder: Path, settings: list[str]) -> Exported:
+    """Write the newest checkpoint of ``run``, a name or a folder below storage, to a ``folder`` that is new or empty.
+
+    UserError where there is no such run, checkpoint or low-rank update, and where ``folder`` cannot be made.
+    """
+    folder = folder.expanduser().absolute()
+    check_output(folder)
+    experiment = run_with_checkpoint(run, settings)
+    session = Session(experiment, Place(), make_service(experiment), lambda metrics: None)
+    session.resume()
+    try:
+        pairs = session.learner.method.pairs()
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from None
+    of_backbone = {name.removeprefix("backbone."): pair for name, pair in pairs.items()}
+    write(folder, experiment.backbone.name, of_backbone, head_tensors(session.learner.model))
+    position = session.position
+    return Exported(experiment.name, folder, f"tasks learned: {position.task}, steps of the next: {position.step}")
+
+
+def check_output(folder: Path) -> None:
+    """What can be refused before a model is built."""
+    try:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"--output {folder}: it exists and is not an empty folder; name another")
+        nearest = next(place for place in folder.parents if place.exists())
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise unwritable(folder, f"{nearest} is not a folder that can be written to")
+
+
+def unwritable(folder: Path, reason: object) -> UserError:
+    return UserError(f"--output {folder}: cannot be written ({reason}); name another folder")
+
+
+def run_with_checkpoint(run: str, settings: list[str]) -> Experiment:
+    experiment = experiment_of(run, settings)
+    if not (experiment.folder / "experiment.json").exists():
+        raise UserError(f"{run}: no such run in {experiment.storage}; name another, or set storage=…")
+    if not checkpoint.numbered(experiment.folder / "checkpoints"):
+        raise UserError(f"{run}: the run has no checkpoint yet, so there is nothing to export; try again later")
+    return experiment
+
+
+def head_tensors(model: Model) -> dict[str, Tensor]:
+    """The trained head's tensors and a closed-form head's sums; nothing where there is no head."""
+    trained = {n.removeprefix("head."): p for n, p in model.named_parameters() if n.startswith("head.")}
+    return trained | {f"statistics.{name}": value for name, value in model.statistics().items()}
+
+
+def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) -> None:
+    """Write beside and rename, so that ``folder`` is there whole or not at all.
+
+    ``pairs``: name of the backbone's module -> A [rank, in] and B [out, rank].
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            new = Path(beside) / folder.name
+            lora_config(backbone, pairs).save_pretrained(str(new))
+            save(new / ADAPTER, adapter_tensors(pairs))
+            if head:
+                save(new / HEAD, head)
+            new.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from None
+
+
+def lora_config(backbone: str, pairs: Pairs) -> LoraConfig:
+    """Every module by its whole name, with the scale alpha / rank = 1."""
+    ranks = {name: len(down) for name, (down, _) in pairs.items()}
+    rank = max(ranks.values())
+    others = {f"^{name}": own for name, own in ranks.items() if own != rank}  # PEFT's form for a whole name
+    return LoraConfig(
+        base_model_name_or_path=backbone,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=list(ranks),
+        rank_pattern=dict(others),
+        alpha_pattern=dict(others),
+    )
+
+
+def adapter_tensors(pairs: Pairs) -> dict[str, Tensor]:
+    """The factors by the names under which PEFT looks for them."""
+    named: dict[str, Tensor] = {}
+    for name, (down, up) in pairs.items():
+        named |= {f"{PEFT_PREFIX}{name}.lora_A.weight": down, f"{PEFT_PREFIX}{name}.lora_B.weight": up}
+    return named
+
+
+def save(file: Path, tensors: dict[str, Tensor]) -> None:
+    """As safetensors; each tensor is copied, since views of one memory are refused."""
+    copies = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    save_file(copies, file, metadata={"format": "pt"})
