@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed import treelora_step
+from benchmarks.speed import sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.tree_scale import tree_scale
 
@@ -16,6 +16,9 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "tree-scale": tree_scale,
     "treelora-step-vitb": treelora_step.vit_base,
     "treelora-step-7b": treelora_step.seven_billion,
+    "sdlora-step": sdlora.step,
+    "sdlora-growth": sdlora.growth,
+    "sdlora-fold": sdlora.fold,
 }
 
 
