@@ -13,10 +13,11 @@ Deviations from the paper in the default:
 - What KD gives to the old directions is multiplied by the magnitude of the new one, which equation 8 leaves out, and
   the residual is relative to the direction's length, since the paper does not say what its threshold is compared with.
 - A task's own pair is trained as it is and divided by its norm when the next task begins: at the start B A / |B A| is
-  0 / 0. So training and evaluation see one and the same model.
+  0 / 0. So training and evaluation see one and the same model (where KD gives a direction away: with ``joint``).
 Not carried over from the released code: magnitudes that are lost between tasks and at most 20 of them, a second copy of
 the backbone, an evaluation with the last adapter alone, files that are read in every step. KD was never released.
-With ``reset``, what KD adds to magnitudes lasts until the next task begins: the two printed rules exclude each other.
+With ``reset``, what a joint fit adds to magnitudes lasts until the next task begins: the two printed rules exclude each
+other. What a projection has of its own (``scope=per_projection``) stays.
 """
 
 from __future__ import annotations
