@@ -101,7 +101,10 @@ class Learner:
 
     def end_task(self) -> None:
         with self.timed("method"):
-            self.method.end_task()
+            try:
+                self.method.end_task()
+            except ValueError as error:
+                raise UserError(f"task {self.task.index}: {error}") from None
         self.optimizer = None
         if self.model.closed_form:
             with self.method.inference():

@@ -113,8 +113,13 @@ def trainable(model: nn.Module) -> set[str]:
 
 def load_adapters_and_head(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse, from the whole tensors on every worker; ValueError if a name or shape does not fit."""
-    if other := trainable(model) ^ set(state):
+    names = trainable(model)
+    if other := names ^ set(state):
         raise ValueError(f"the checkpoint has other tensors: {sorted(other)[:3]}")
+    for name in sorted(names):
+        wanted, found = tuple(model.get_parameter(name).shape), tuple(state[name].shape)
+        if wanted != found:
+            raise ValueError(f"{name} is {found} in the checkpoint and {wanted} in the model")
     set_model_state_dict(model, dict(state), options=PARTIAL)
 
 

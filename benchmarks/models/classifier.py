@@ -19,6 +19,8 @@ from benchmarks.models.readouts import make_readout
 if TYPE_CHECKING:
     from benchmarks.stream import Task
 
+NEVER = -(2**62)  # no label: torch would leave out -100, which a label of another task can become
+
 
 class Classifier(Model):
     """A backbone, a trained head with a part for each task, and where asked a closed-form head beside it.
@@ -42,7 +44,7 @@ class Classifier(Model):
         """Cross-entropy over the task's classes alone, so that old rows of the head get no gradient."""
         classes = task.classes
         logits = self.head(self.features(batch.inputs)).float()[:, classes.start : classes.stop]
-        return functional.cross_entropy(logits, batch.labels - classes.start, reduction="none")
+        return functional.cross_entropy(logits, batch.labels - classes.start, ignore_index=NEVER, reduction="none")
 
     def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
         logits = self.logits(batch.inputs)
