@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed import sdlora, treelora_step
+from benchmarks.speed import gorp, sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.tree_scale import tree_scale
 
@@ -19,6 +19,9 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "sdlora-step": sdlora.step,
     "sdlora-growth": sdlora.growth,
     "sdlora-fold": sdlora.fold,
+    "gorp-step": gorp.step,
+    "gorp-refresh": gorp.refresh,
+    "gorp-leak": gorp.leak,
 }
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.base import Chooser, MethodConfig, register
+from methods.base import Again, Chooser, MethodConfig, register
 from methods.gorp.config import GORPConfig
 from methods.gorp.optimizer import GORP
 from methods.levels import Levels, locals_of
@@ -108,6 +108,12 @@ class GradientProjection(StackedMethod):
         self.put(wholes)
         self.activate(self.config.rank)
 
+    def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
+        """ValueError in the first step, not at the task's end, where a weight takes no part in the loss."""
+        idle = [name for name, parameter in self.matrices.items() if parameter.grad is None]
+        if idle and step == 0:
+            raise ValueError(f"method.full_rank: {idle[0].removeprefix(self.prefix)} gets no gradient; leave it out")
+
     def end_task(self) -> None:
         """Add the task's gradient directions to the protected spaces, freeze its pairs."""
         assert self.current is not None
@@ -174,17 +180,16 @@ def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def whole_modules(model: nn.Module, config: GORPConfig) -> list[str]:
-    """Names of the modules whose weight is trained whole; ValueError where none is found, or one is too small."""
+    """Names of the modules whose weight is trained whole; ValueError where an ending has none, or one is too small."""
     wanted = config.full_rank
-    if wanted == ():
-        return []
     for endings in FULL_RANK if wanted is None else (wanted,):
-        if found := modules_to_adapt(model, endings, (), None):
-            return checked_matrices(model, found, config.compression.rank)
+        absent = [ending for ending in endings if not modules_to_adapt(model, [ending], (), None)]
+        if not absent:
+            return checked_matrices(model, modules_to_adapt(model, endings, (), None), config.compression.rank)
     linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    told = "null: not known" if wanted is None else f"{list(wanted)}: no module ends in {absent[0]!r}"
     raise ValueError(
-        f"method.full_rank={wanted if wanted is None else list(wanted)}: no module ends so; linear modules here end in "
-        f"{', '.join(linear)}; [] trains LoRA pairs alone"
+        f"method.full_rank={told}; linear modules here end in {', '.join(linear)}; [] trains LoRA pairs alone"
     )
 
 
