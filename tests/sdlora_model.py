@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from methods.levels import Levels
 from methods.sdlora import SDLoRA, SDLoRAConfig
-from methods.stacked_method import Pairs
+from methods.stacked.method import Pairs
 
 WIDTH, TOKENS, BLOCKS, CLASSES, TASKS, RANK = 64, 8, 2, 2, 5, 4
 PROJECTIONS = 2 * BLOCKS  # query and value of each block

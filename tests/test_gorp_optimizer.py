@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods.gorp import optimizer as module
 from methods.gorp.optimizer import GORP
+from methods.gorp.options import CHOICES
 from tests.test_gorp_space import Largest
 
 SHAPES = [(40, 24), (24, 40), (32, 32)]
@@ -509,7 +510,7 @@ def test_a_step_makes_no_tensor_as_large_as_the_matrix(shape: tuple[int, int]) -
         ({"eps": -1.0}, "eps must be"),
         ({"betas": (0.9, 1.0)}, "betas must be"),
         ({"betas": (0.9,)}, "betas must be"),
-        *[({name: "other"}, f"{name} must be one of") for name in module.CHOICES],
+        *[({name: "other"}, f"{name} must be one of") for name in CHOICES],
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

@@ -66,6 +66,9 @@ def test_a_run_tells_what_it_protects_and_what_it_stores(whole: Whole) -> None:
     assert result["trainable_parameters"] == pairs / 3 + BLOCKS * WIDTH * INNER + 6 * (WIDTH + 1)
 
 
+@pytest.mark.parametrize(
+    "whole", ["gorp", "gorp_released", pytest.param("gorp_paper", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: Whole) -> None:
     other, result, reading = whole
     experiment = tiny(tmp_path, reading, "name=stopped", "checkpoint.every=3")

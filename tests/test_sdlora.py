@@ -14,7 +14,7 @@ from torch.autograd import Function
 from benchmarks.models.heads import GrowingHead
 from methods.sdlora import SDLoRA, SDLoRAConfig
 from methods.sdlora.gram import squares
-from methods.stacked_product import TokenSpace, WeightSpace
+from methods.stacked.product import TokenSpace, WeightSpace
 from tests.sdlora_model import BLOCKS, KINDS, OPTIMISERS, PROJECTIONS, RANK, REDUCED, STEPS, TASKS, WIDTH, Run, distance
 
 NORMS = ("joint", "product_fro", "factor_fro")

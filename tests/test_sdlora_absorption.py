@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.stacked_method import Pairs
+from methods.stacked.method import Pairs
 from tests.sdlora_model import BLOCKS, PROJECTIONS, RANK, TASKS, WIDTH, Run, distance
 
 SHARED = RANK - 1  # rows of A that directions share; the last one is left for noise

@@ -67,6 +67,12 @@ def test_a_run_tells_its_directions(whole: Whole) -> None:
     assert result["trainable_parameters"] == 10 * PER_RANK + 3 + 6 * 129
 
 
+RESUMED = ["sdlora", "sdlora_kd_released", "sdlora_one_direction"]  # the others share their code
+
+
+@pytest.mark.parametrize(
+    "whole", [pytest.param(r, marks=() if r in RESUMED else pytest.mark.slow) for r in READINGS], indirect=True
+)
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: Whole) -> None:
     other, result, reading = whole
     experiment = tiny(tmp_path, reading, "name=stopped", "checkpoint.every=1")

@@ -13,9 +13,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from methods import stacked
-from methods.stacked import StackedLinear
-from methods.stacked_product import TokenSpace, WeightSpace
+from methods.stacked import layer as stacked
+from methods.stacked.layer import StackedLinear
+from methods.stacked.product import TokenSpace, WeightSpace
 
 INPUTS, WIDTH, RANK = 24, 20, 4
 FUSED, WHOLE = (slice(0, WIDTH), slice(2 * WIDTH, 3 * WIDTH)), (slice(0, WIDTH),)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import stacked
-from methods.stacked import StackedLinear
-from methods.stacked_product import TokenSpace, WeightSpace, cheaper_form
+from methods.stacked import layer as stacked
+from methods.stacked.layer import StackedLinear
+from methods.stacked.product import TokenSpace, WeightSpace, cheaper_form
 from tests.test_stacked import FUSED, INPUTS, RANK, RANKS, WHOLE, WIDTH, every_shape, made, tokens
 
 

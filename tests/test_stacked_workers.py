@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from methods import stacked
+from methods.stacked import layer as stacked
 from tests.test_stacked import FORMS, RANK, RANKS, close, made, tokens
 
 WORLD = 2

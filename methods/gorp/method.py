@@ -29,7 +29,7 @@ from methods.gorp.config import GORPConfig
 from methods.gorp.optimizer import GORP
 from methods.levels import Levels, locals_of
 from methods.lora import modules_to_adapt
-from methods.stacked_method import StackedMethod
+from methods.stacked.method import StackedMethod
 
 # Endings of the modules whose weight is trained whole: T5, Llama and its likes, ViT, BERT (section 4.1).
 FULL_RANK = (("EncDecAttention.q", "EncDecAttention.v"), ("mlp.gate_proj",), ("mlp.fc1",), ("intermediate.dense",))

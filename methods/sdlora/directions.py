@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from methods.sdlora.gram import Fit, fit, grown, normalisers, products, squares
-from methods.stacked import StackedLinear
-from methods.stacked_method import Pairs
+from methods.stacked.layer import StackedLinear
+from methods.stacked.method import Pairs
 
 
 class Directions:

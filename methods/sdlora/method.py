@@ -33,7 +33,7 @@ from methods.levels import Levels
 from methods.lora import modules_to_adapt
 from methods.sdlora.config import SDLoRAConfig
 from methods.sdlora.directions import Directions
-from methods.stacked_method import Pairs, StackedMethod
+from methods.stacked.method import Pairs, StackedMethod
 
 MAGNITUDES = "magnitudes"
 

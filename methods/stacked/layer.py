@@ -1,7 +1,7 @@
 """A frozen linear layer with stored low-rank directions, whose number grows, and one low-rank pair that learns.
 
 Past tasks stay one product however many they are: their factors are concatenated, and a fused layer's projections
-share the product with x. ``stacked_product.py`` has the arithmetic.
+share the product with x. ``product.py`` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from methods.levels import local_range, locals_of
-from methods.stacked_product import cheaper_form, stacked_linear, with_products
+from methods.stacked.product import cheaper_form, stacked_linear, with_products
 
 
 class StackedLinear(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods.base import Chooser, Method
 from methods.levels import Levels
-from methods.stacked import StackedLinear
+from methods.stacked.layer import StackedLinear
 
 FUSED = ("qkv",)  # query, key and value in one layer, as timm's transformers have them
 Wholes = dict[str, Tensor]
