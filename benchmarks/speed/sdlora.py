@@ -26,7 +26,7 @@ from benchmarks.speed.sdlora_models import (
     with_lora,
     with_sdlora,
 )
-from methods.stacked import StackedLinear
+from methods.stacked.layer import StackedLinear
 
 
 def step(toy: bool) -> list[Measurement]:
