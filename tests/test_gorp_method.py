@@ -98,7 +98,7 @@ def test_a_that_is_protected_on_all_its_rows_gets_no_gradient_and_is_told(caplog
     """The released side: a pair's 8 rows are full after one task, and from then on only B learns."""
     with caplog.at_level(logging.WARNING):
         run = Run(target="proj", full_rank=[], rank=8, space=EVERYTHING | {"lora": "output"}).learn(range(1))
-    assert "a space spans all 8 dimensions: its matrix does not move any more" in caplog.text
+    assert "spans all 8 dimensions: its matrix does not move any more" in caplog.text
     spaces, moved = run.moved(1)
     assert spaces["blocks.0.proj.lora_A"].shape == (8, 8)
     assert not moved["blocks.0.proj.lora_A"].any() and moved["blocks.0.proj.lora_B"].any()

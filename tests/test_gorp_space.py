@@ -134,7 +134,7 @@ def test_a_zero_summary_adds_nothing() -> None:
 def test_the_cap_limits_the_space_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     space = extend(EMPTY, random(SIZE, 8), 1.0, 0.25)
     assert space.shape[1] == 6
-    assert "full at 6; 2 new directions" in caplog.text
+    assert "full at 6; new directions left out: 2" in caplog.text
     assert torch.equal(extend(space, random(SIZE, 8, seed=1), 0.9, 0.25), space)
     assert torch.equal(extend(space, random(SIZE, 8, seed=1), 0.9, 0.1), space), "a lower cap drops nothing"
 

@@ -237,6 +237,7 @@ class GORP(torch.optim.Optimizer):
             state = self.state[parameter]
             carriers = self.layouts[parameter].carriers(state["mean" if group["summary"] == "mean" else "first"])
             options = {name: group[name] for name in ("energy", "cap", "selection")}
+            options["label"] = f"the space of {self.label(parameter)}"
             self.set_space(parameter, extend(self.whole(parameter, "space"), carriers, **options))
         for state in self.state.values():
             state["step"] = 0

@@ -38,13 +38,16 @@ def protect(
     return torch.addmm(values, space, inside if total is None else total(inside), alpha=-1)
 
 
-def extend(space: Tensor, summary: Tensor, energy: float, cap: float, selection: Selection = "reach") -> Tensor:
+def extend(
+    space: Tensor, summary: Tensor, energy: float, cap: float, selection: Selection = "reach", label: str = "a space"
+) -> Tensor:
     """``space`` [d, k] and after it the new directions that ``summary`` [d, c] brings, its columns being the carriers.
 
     With M the summary and M~ its part outside the space, ``reach`` adds the fewest left singular vectors j of M~ for
     which (|M|^2 - |M~|^2 + |M~_j|^2) / |M|^2 >= ``energy``; ``below``, which the released code counts, as many as
     there are j with |M~_j|^2 / |M~|^2 < ``energy``, one fewer and possibly none. Directions that rounding alone could
-    make are never added, and a warning tells when the space would exceed ``cap`` x d or spans everything.
+    make are never added, and a warning, which calls the space ``label``, tells when it would
+    exceed ``cap`` x d or spans everything.
     """
     size, known = space.shape
     carriers = summary.double()
@@ -55,7 +58,7 @@ def extend(space: Tensor, summary: Tensor, energy: float, cap: float, selection:
     length = torch.linalg.matrix_norm(carriers).item()
     noise = length * max(summary.shape) * torch.finfo(summary.dtype).eps
     wanted = min(count(values.square(), length**2, energy, selection), int((values > noise).sum()))
-    added = limited(wanted, known, size, cap)
+    added = limited(wanted, known, size, cap, label)
     return torch.cat([space, vectors[:, :added].to(space)], 1)
 
 
@@ -68,16 +71,16 @@ def count(squares: Tensor, whole: float, energy: float, selection: Selection) ->
     return int((whole - outside + captured < energy * whole).sum())
 
 
-def limited(wanted: int, known: int, size: int, cap: float) -> int:
+def limited(wanted: int, known: int, size: int, cap: float, label: str) -> int:
     """``wanted`` new directions, or as many as ``cap`` leaves room for beside those ``known``."""
     most = math.floor(cap * size + ROUNDING)
     added = min(wanted, max(0, most - known))
     if added < wanted:
         logger.warning(
-            "a space in %d dimensions is full at %d; %d new directions are left out", size, most, wanted - added
+            "%s in %d dimensions is full at %d; new directions left out: %d", label, size, most, wanted - added
         )
-    if known + added == size:
-        logger.warning("a space spans all %d dimensions: its matrix does not move any more", size)
+    if added and known + added == size:
+        logger.warning("%s spans all %d dimensions: its matrix does not move any more", label, size)
     return added
 
 
