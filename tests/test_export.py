@@ -91,7 +91,12 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
+OFTEN = ("lora", "directions", "protected pairs")
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param(s, id=n, marks=() if n in OFTEN else pytest.mark.slow) for n, s in RUNS.items()]
+)
 def test_images_get_the_logits_of_the_runs_last_evaluation(
     small: Small, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +153,7 @@ def test_an_encoder_gets_the_logits_of_the_runs_last_evaluation(
     assert_same_logits(text_run(texts, tiny_models["bert"]), tmp_path / "adapter", monkeypatch)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "t5"))])
 def test_a_model_that_writes_gets_the_likelihoods_of_the_runs_last_evaluation_and_has_no_head(
     texts: Path, tiny_models: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def tiny(folder: Path, reading: str, *settings: str) -> Experiment:
     return small_experiment(folder, f"method={reading}", *TINY, *settings)
 
 
-@pytest.fixture(scope="module", params=READINGS)
+@pytest.fixture(scope="module", params=["gorp", "gorp_released", pytest.param("gorp_paper", marks=pytest.mark.slow)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A reading's whole run, shared by the tests that look at it."""
     experiment = tiny(tmp_path_factory.mktemp(request.param), request.param, "name=whole")

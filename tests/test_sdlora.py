@@ -91,7 +91,7 @@ def test_a_fresh_pair_changes_no_bit_of_any_logit(
     form: type[Function], task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In either form of the product; where the pair makes the other one cheaper, they differ by rounding."""
-    monkeypatch.setattr("methods.stacked.cheaper_form", lambda *sizes: form)
+    monkeypatch.setattr("methods.stacked.layer.cheaper_form", lambda *sizes: form)
     run = Run().learn(range(task))
     run.begin(task)
     with_pair = run.logits()

@@ -43,7 +43,10 @@ def tiny(folder: Path, reading: str, *settings: str) -> Experiment:
     return small_experiment(folder, f"method={reading}", *TINY, *(FEWER if "_rr" in reading else []), *settings)
 
 
-@pytest.fixture(scope="module", params=READINGS)
+FEW = ["sdlora", "sdlora_paper", "sdlora_released", "sdlora_rr", "sdlora_kd_released", "sdlora_one_direction"]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(r, marks=() if r in FEW else pytest.mark.slow) for r in READINGS])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A reading's whole run, shared by the tests that look at it."""
     experiment = tiny(tmp_path_factory.mktemp(request.param), request.param, "name=whole")
