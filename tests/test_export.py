@@ -91,7 +91,7 @@ RUNS = {
 }
 
 
-OFTEN = ("lora", "directions", "protected pairs")
+OFTEN = ("directions",)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,7 @@ def test_images_get_the_logits_of_the_runs_last_evaluation(
     assert sorted(entry.name for entry in folder.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_a_mean_over_tasks_is_exported_and_not_the_adapter_trained_last(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +154,7 @@ def test_an_encoder_gets_the_logits_of_the_runs_last_evaluation(
     assert_same_logits(text_run(texts, tiny_models["bert"]), tmp_path / "adapter", monkeypatch)
 
 
-@pytest.mark.parametrize("kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "t5"))])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "gpt2", "t5")])
 def test_a_model_that_writes_gets_the_likelihoods_of_the_runs_last_evaluation_and_has_no_head(
     texts: Path, tiny_models: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

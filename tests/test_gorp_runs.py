@@ -80,6 +80,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: Whole
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", ["gorp"], indirect=True)
 def test_a_finished_run_predicts_the_same_in_a_new_process(whole: Whole) -> None:
     experiment, result, _ = whole
@@ -189,6 +190,7 @@ def check_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert any(".space." in name and value.shape[1] > 1 for name, value in wanted.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_workers_end_like_one(two: Path, alone: list[dict[str, Tensor]], sharding: str) -> None:
     check_close(load_file(two / f"{sharding}-end.safetensors"), alone[1])
@@ -196,6 +198,7 @@ def test_two_workers_end_like_one(two: Path, alone: list[dict[str, Tensor]], sha
     assert max(float((end[n] - v).abs().max()) for n, v in middle.items() if n.startswith("model.")) > 5e-3
 
 
+@pytest.mark.slow
 def test_the_state_of_two_shards_goes_on_in_one_process(
     two: Path, tmp_path: Path, alone: list[dict[str, Tensor]]
 ) -> None:

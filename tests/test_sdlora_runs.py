@@ -43,7 +43,7 @@ def tiny(folder: Path, reading: str, *settings: str) -> Experiment:
     return small_experiment(folder, f"method={reading}", *TINY, *(FEWER if "_rr" in reading else []), *settings)
 
 
-FEW = ["sdlora", "sdlora_paper", "sdlora_released", "sdlora_rr", "sdlora_kd_released", "sdlora_one_direction"]
+FEW = ["sdlora", "sdlora_kd_released", "sdlora_one_direction"]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(r, marks=() if r in FEW else pytest.mark.slow) for r in READINGS])

@@ -25,7 +25,7 @@ KINDS = {
     "absorbed": ["method.variant=kd", "method.absorption.threshold=1.0", "method.absorption.scope=per_projection"],
     "recomputed": ["train.gradient_checkpointing=true", "method.norm=product_fro", "method.alpha_at_task_start=reset"],
 }
-SHARDINGS = {"full": ("none", "ddp", "fsdp2"), "one direction": ("ddp",)}
+SHARDINGS = {"full": ("ddp", "fsdp2"), "one direction": ("ddp",)}
 CASES = [(kind, sharding) for kind in KINDS for sharding in SHARDINGS.get(kind, ("fsdp2",))]
 every_case = pytest.mark.parametrize(("kind", "sharding"), CASES)
 Tensors = dict[str, Tensor]

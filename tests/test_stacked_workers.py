@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from methods.stacked import layer as stacked
 from tests.test_stacked import FORMS, RANK, RANKS, close, made, tokens
 
+pytestmark = pytest.mark.slow  # methods on two workers, which are always tested, go through the layer
+
 WORLD = 2
 
 
