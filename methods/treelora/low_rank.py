@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from methods.levels import Levels, Slice
+from methods.levels import Levels
 
 
 def mean_of_products(levels: Levels, adapters: list[Tensor], shares: list[float]) -> Tensor:
@@ -19,26 +19,14 @@ def mean_of_products(levels: Levels, adapters: list[Tensor], shares: list[float]
 
     All shards have to call it together: whole levels are put together for it.
     """
-    wholes = zip(*(levels.whole(adapter) for adapter in adapters), strict=True)
-    return levels.local([merged(s, list(whole), shares) for s, whole in zip(levels.slices, wholes, strict=True)])
-
-
-def merged(slices: list[Slice], wholes: list[Tensor], shares: list[float]) -> Tensor:
-    """One whole level of the mean, of that level of all adapters."""
-    names, shapes = [part.name for part in slices], [part.parameter.shape for part in slices]
-    factors = [dict(zip(names, unpacked(values, shapes), strict=True)) for values in wholes]
+    factors = [levels.named_wholes(adapter) for adapter in adapters]
     result = dict(factors[0])
-    for name in [name for name in names if "lora_A." in name]:
+    for name in [name for name in result if "lora_A." in name]:
         pair = name.replace("lora_A.", "lora_B.")
         left = torch.cat([share * found[pair] for share, found in zip(shares, factors, strict=True)], 1)
         right = torch.cat([found[name] for found in factors], 0)
         result[pair], result[name] = truncated(left, right, len(result[name]))
-    return torch.cat([result[name].flatten() for name in names])
-
-
-def unpacked(values: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    pieces = values.split([shape.numel() for shape in shapes])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return levels.local_of(result)
 
 
 def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
