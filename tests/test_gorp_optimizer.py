@@ -1,8 +1,7 @@
-"""GORP's steps, tasks and state on whole matrices."""
+"""GORP's steps and tasks on whole matrices."""
 
 from __future__ import annotations
 
-import copy
 import doctest
 from typing import Any
 
@@ -12,45 +11,8 @@ from torch import Tensor, nn
 
 from methods.gorp import optimizer as module
 from methods.gorp.optimizer import GORP
-from methods.gorp.options import CHOICES
+from tests.gorp_steps import LORA, SHAPES, every_rule, every_shape, leak, orthonormal, random, step, steps, zero
 from tests.test_gorp_space import Largest
-
-SHAPES = [(40, 24), (24, 40), (32, 32)]
-LORA = (4, 40)  # LoRA's A
-every_shape = pytest.mark.parametrize("shape", SHAPES)
-every_rule = pytest.mark.parametrize("rule", ["adam", "sgd"])
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def zero(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape, dtype=dtype))
-
-
-def orthonormal(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.linalg.qr(random(rows, columns, seed=77, dtype=dtype)).Q
-
-
-def step(optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """One step on random gradients, the same for every optimiser over parameters of the same shapes."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, parameter in enumerate(parameters):
-        parameter.grad = random(*parameter.shape, seed=1000 * seed + number, dtype=parameter.dtype)
-    optimizer.step()
-
-
-def steps(optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for seed in range(first, last):
-        step(optimizer, seed)
-
-
-def leak(optimizer: GORP, parameter: nn.Parameter, space: Tensor, moved: Tensor) -> float:
-    """Share of a movement that is in the space."""
-    inside = space.t() @ moved if optimizer.layouts[parameter].free == "rows" else moved @ space
-    assert moved.norm() > 0
-    return float(inside.norm() / moved.norm())
 
 
 def test_the_example_runs() -> None:
@@ -324,154 +286,6 @@ def test_a_task_without_a_gradient_is_told_and_changes_nothing() -> None:
     assert optimizer.spaces[with_one].shape == (40, 0) and optimizer.state[with_one]["step"] == 1
 
 
-# --- gradients that cannot be used ---
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("refresh", ["randomised", "svd"])
-@pytest.mark.parametrize("shape", [*SHAPES, LORA])
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted(bad: float, refresh: Any, shape: tuple[int, int]) -> None:
-    """At a refresh and between two; the other parameter goes on, and later steps are as if it had not been."""
-    rank = None if shape == LORA else 4
-    made = [[zero(*shape), zero(20, 10)] for _ in range(2)]
-    one, other = (GORP(weights, rank=rank, every=2, refresh=refresh) for weights in made)
-    for seed in range(4):
-        step(one, seed), step(other, seed)
-        before = made[0][0].detach().clone(), made[0][1].detach().clone()
-        for weights in made:
-            weights[0].grad, weights[1].grad = random(*shape), random(20, 10, seed=50 + seed)
-        grad = made[0][0].grad
-        assert grad is not None
-        grad[1, 2] = bad
-        made[1][0].grad = None
-        one.step(), other.step()
-        assert torch.equal(made[0][0], before[0]) and not torch.equal(made[0][1], before[1])
-        assert one.skipped == seed + 1
-    assert all(torch.equal(left, right) for left, right in zip(*made, strict=True))
-    assert all(weight.isfinite().all() for weight in made[0]) and other.skipped == 0
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e15])
-@pytest.mark.parametrize("shape", [*SHAPES, LORA])
-def test_gradients_of_any_finite_size_are_taken(size: float, shape: tuple[int, int]) -> None:
-    weight = zero(*shape)
-    optimizer = GORP([weight], rank=None if shape == LORA else 4, every=2, spaces={weight: orthonormal(max(shape), 3)})
-    for seed in range(5):
-        weight.grad = size * random(*shape, seed=seed)
-        optimizer.step()
-    optimizer.end_task()
-    assert weight.isfinite().all() and optimizer.skipped == 0
-    assert optimizer.spaces[weight].isfinite().all()
-
-
-@pytest.mark.parametrize("rank", [4, None])
-def test_half_precision_is_computed_in_full(rank: int | None) -> None:
-    half, full = zero(40, 24, dtype=torch.bfloat16), zero(40, 24)
-    one, other = GORP([half], lr=0.01, rank=rank, every=3), GORP([full], lr=0.01, rank=rank, every=3)
-    for seed in range(8):
-        half.grad = random(40, 24, seed=seed).bfloat16()
-        full.grad = half.grad.float()
-        one.step(), other.step()
-    one.end_task(), other.end_task()
-    assert {value.dtype for value in one.state[half].values() if isinstance(value, Tensor)} == {torch.float32}
-    torch.testing.assert_close(half.float(), full.detach(), rtol=0.03, atol=1e-3)
-    torch.testing.assert_close(one.spaces[half], other.spaces[full])
-
-
-def test_a_sparse_gradient_is_told() -> None:
-    table = nn.Embedding(10, 4, sparse=True)
-    optimizer = GORP(table.parameters(), rank=2)
-    table(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ValueError, match="sparse=False"):
-        optimizer.step()
-
-
-# --- state ---
-
-
-def model() -> list[dict[str, Any]]:
-    groups = [{"params": [zero(40, 24), zero(24, 40)], "rank": 4}, {"params": [zero(*LORA)], "rule": "sgd"}]
-    return [*groups, {"params": [zero(6)], "projected": False}, {"params": [zero(6, 5)], "summary": "first"}]
-
-
-def weights(optimizer: GORP) -> list[Tensor]:
-    return [p.detach() for group in optimizer.param_groups for p in group["params"]]
-
-
-def continued(before: GORP) -> GORP:
-    """Another optimiser on copies of the weights, without any state."""
-    after = GORP(model(), rank=None, every=3)
-    for own, other in zip(weights(after), weights(before), strict=True):
-        own.copy_(other)
-    return after
-
-
-@pytest.mark.parametrize("way", ["torch", "whole"])
-@pytest.mark.parametrize("stop", [7, 0])
-def test_a_resumed_optimiser_goes_on_to_the_bit(way: str, stop: int) -> None:
-    before = GORP(model(), rank=None, every=3)
-    steps(before, 0, 5)
-    before.end_task()
-    steps(before, 10, 10 + stop)
-    after = continued(before)
-    if way == "torch":
-        after.load_state_dict(copy.deepcopy(before.state_dict()))
-    else:
-        for new, old in zip(after.layouts, before.layouts, strict=True):
-            after.load_whole_state(new, copy.deepcopy(before.whole_state(old)))
-    for optimizer in (before, after):
-        steps(optimizer, 20, 28)
-        optimizer.end_task()
-        steps(optimizer, 30, 34)
-    assert all(torch.equal(left, right) for left, right in zip(weights(before), weights(after), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(before.spaces.values(), after.spaces.values(), strict=True))
-
-
-def test_state_of_half_precision_weights_is_loaded_in_full() -> None:
-    half, again = zero(40, 24, dtype=torch.bfloat16), zero(40, 24, dtype=torch.bfloat16)
-    before, after = GORP([half], rank=4), GORP([again], rank=4)
-    steps(before, 0, 5)
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    for name, value in before.state[half].items():
-        other = after.state[again][name]
-        assert torch.equal(value, other) and value.dtype == other.dtype if isinstance(value, Tensor) else value == other
-
-
-def test_a_copied_optimiser_is_independent() -> None:
-    optimizer = GORP([zero(40, 24)], rank=4)
-    step(optimizer, 0)
-    twin = copy.deepcopy(optimizer)
-    (old,), (new,) = weights(optimizer), weights(twin)
-    step(twin, 1)
-    assert not torch.equal(old, new)
-    step(optimizer, 1)
-    assert torch.equal(old, new)
-
-
-def test_whole_state_counts_and_copies() -> None:
-    weight = zero(40, 24)
-    optimizer = GORP([weight], rank=4)
-    steps(optimizer, 0, 3)
-    state = optimizer.whole_state(weight)
-    assert set(state) == {"step", "skipped", "first", "second", "mean", "basis", "space"}
-    assert state["step"].shape == () and int(state["step"]) == 3
-    state["first"].zero_()
-    assert optimizer.state[weight]["first"].any()
-
-
-def test_state_of_another_parameter_is_told() -> None:
-    optimizer = GORP(model(), rank=None)
-    tall, flat = optimizer.param_groups[0]["params"]
-    other = zero(48, 24)
-    longer = GORP([other], rank=4).whole_state(other)
-    with pytest.raises(ValueError, match=r"parameter 0 of group 0, \[40, 24\], is \[48, 4\], expected \[40, 4\]"):
-        optimizer.load_whole_state(tall, longer)
-    with pytest.raises(ValueError, match=r"expected \['basis', 'first'"):
-        optimizer.load_whole_state(flat, optimizer.whole_state(optimizer.param_groups[1]["params"][0]))
-    with pytest.raises(ValueError, match="orthonormal"):
-        optimizer.load_whole_state(tall, optimizer.whole_state(tall) | {"space": torch.ones(40, 2)})
-
-
 # --- memory ---
 
 
@@ -487,60 +301,3 @@ def test_a_step_makes_no_tensor_as_large_as_the_matrix(shape: tuple[int, int]) -
             optimizer.step()
         optimizer.end_task()
     assert 0 < seen.elements <= max(shape) * 10
-
-
-# --- options ---
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 0}, "rank must be at least 1"),
-        ({"rank": -1}, "rank must be at least 1"),
-        ({"rank": 25}, r"rank 25 of parameter 0 of group 0, \[40, 24\], is above 24"),
-        ({"every": 0}, "every must be at least 1"),
-        ({"energy": 0.0}, "energy must be above 0"),
-        ({"energy": 1.1}, "energy must be above 0"),
-        ({"energy": float("nan")}, "energy must be above 0"),
-        ({"cap": 0.0}, "cap must be above 0"),
-        ({"cap": 1.5}, "cap must be above 0"),
-        ({"lr": -1.0}, "lr must be at least 0"),
-        ({"lr": float("nan")}, "lr must be at least 0"),
-        ({"scale": -1.0}, "scale must be"),
-        ({"eps": -1.0}, "eps must be"),
-        ({"betas": (0.9, 1.0)}, "betas must be"),
-        ({"betas": (0.9,)}, "betas must be"),
-        *[({name: "other"}, f"{name} must be one of") for name in CHOICES],
-    ],
-)
-def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as told:
-        GORP([zero(40, 24)], **options)
-    assert "\n" not in str(told.value)
-    optimizer = GORP([zero(5, 5)], rank=2)
-    with pytest.raises(ValueError, match=message.replace("group 0", "group 1")):
-        optimizer.add_param_group({"params": [zero(40, 24)], **options})
-    assert len(optimizer.param_groups) == 1, "a group that is rejected is not there"
-    step(optimizer, 0)
-
-
-def test_parameters_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match=r"parameter 1 'b' of group 0, \[4\], is not a matrix"):
-        GORP([{"params": [zero(40, 24), zero(4)], "names": ["a", "b"]}])
-    with pytest.raises(ValueError, match="weight_decay"):
-        GORP([{"params": [zero(40, 24)], "weight_decay": 0.1}])
-    weight = zero(40, 24)
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        GORP([{"params": [weight]}, {"params": [weight]}])
-    with pytest.raises(ValueError, match=r"\[24, 40\].*rank=None"):
-        GORP([zero(24, 40)], side="rows")
-
-
-def test_spaces_that_do_not_fit_are_named() -> None:
-    weight, plain = zero(40, 24), zero(40, 24)
-    for space, message in ((orthonormal(24, 2), r"\[40, k\]"), (torch.ones(40, 2), "orthonormal")):
-        with pytest.raises(ValueError, match=message):
-            GORP([weight], spaces={weight: space})
-    for other in (zero(40, 24), plain):
-        with pytest.raises(ValueError, match="no projected group"):
-            GORP([{"params": [weight]}, {"params": [plain], "projected": False}], spaces={other: orthonormal(40, 2)})

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator import checkpoint
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 from orchestrator.learner import Learner
@@ -22,7 +21,7 @@ from orchestrator.sharding import Place
 from orchestrator.trainer import train
 from tests.conftest import small_experiment
 from tests.gorp_model import leaks, same
-from tests.interruption import train_until
+from tests.interruption import assert_ends_alike, ended
 from tests.test_learner import learn, make_learner, weights
 
 READINGS = ("gorp", "gorp_paper", "gorp_released")
@@ -43,12 +42,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return experiment, train(experiment), request.param
 
 
-def ended(experiment: Experiment) -> dict[str, Tensor]:
-    found = checkpoint.load(experiment.folder)
-    assert found is not None
-    return found[0]
-
-
 # --- readings ---
 
 
@@ -66,18 +59,10 @@ def test_a_run_tells_what_it_protects_and_what_it_stores(whole: Whole) -> None:
     assert result["trainable_parameters"] == pairs / 3 + BLOCKS * WIDTH * INNER + 6 * (WIDTH + 1)
 
 
-@pytest.mark.parametrize(
-    "whole", ["gorp", "gorp_released", pytest.param("gorp_paper", marks=pytest.mark.slow)], indirect=True
-)
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: Whole) -> None:
     other, result, reading = whole
     experiment = tiny(tmp_path, reading, "name=stopped", "checkpoint.every=3")
-    train_until(experiment, 2, 4)
-    resumed = train(experiment)
-    for key in ("accuracy_matrix", "validation_matrix", "method_report", "stored_parameters"):
-        assert resumed[key] == result[key]
-    one, two = ended(experiment), ended(other)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert_ends_alike(experiment, 2, 4, other, result)
 
 
 @pytest.mark.slow

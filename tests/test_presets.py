@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from methods.treelora import TreeLoRAConfig
-from orchestrator import checkpoint
 from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
 from orchestrator.trainer import train
 from tests.blocks import PRESETS, config_of
 from tests.conftest import small_experiment
-from tests.interruption import train_until
+from tests.interruption import assert_ends_alike
 
 DIGITS = "benchmark=split_digits"
 EVERY_STEP = ["method.search.every=1", "method.search.staleness=0"]
@@ -94,10 +92,4 @@ def test_a_run_ends_with_a_tree_and_tells_its_search(whole: tuple[Experiment, An
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[Experiment, Any, str]) -> None:
     other, result, preset = whole
     experiment = tiny(tmp_path, preset, "name=stopped", "checkpoint.every=2")
-    train_until(experiment, 2, 3)
-    resumed = train(experiment)
-    for key in ("accuracy_matrix", "validation_matrix", "method_report"):
-        assert resumed[key] == result[key]
-    ends = [checkpoint.load(run.folder) for run in (experiment, other)]
-    (one, _), (two, _) = (end for end in ends if end)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert_ends_alike(experiment, 2, 3, other, result)

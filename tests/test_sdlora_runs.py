@@ -14,7 +14,6 @@ from benchmarks.models.writer import AnswerWriter
 from benchmarks.parts import Part
 from benchmarks.stream import label_ranges
 from methods.sdlora import SDLoRA, SDLoRAConfig
-from orchestrator import checkpoint
 from orchestrator.compose import load_experiment
 from orchestrator.config import Experiment
 from orchestrator.errors import UserError
@@ -22,7 +21,7 @@ from orchestrator.sharding import Place
 from orchestrator.trainer import train
 from tests import planted
 from tests.conftest import small_experiment
-from tests.interruption import train_until
+from tests.interruption import assert_ends_alike
 from tests.models import built, free_task, one_task
 from tests.test_learner import learn, make_learner
 from tests.test_memory_and_precision import batch_for
@@ -43,7 +42,7 @@ def tiny(folder: Path, reading: str, *settings: str) -> Experiment:
     return small_experiment(folder, f"method={reading}", *TINY, *(FEWER if "_rr" in reading else []), *settings)
 
 
-FEW = ["sdlora", "sdlora_kd_released", "sdlora_one_direction"]
+FEW = ["sdlora", "sdlora_kd_released", "sdlora_one_direction"]  # the others share their code
 
 
 @pytest.fixture(scope="module", params=[pytest.param(r, marks=() if r in FEW else pytest.mark.slow) for r in READINGS])
@@ -70,22 +69,10 @@ def test_a_run_tells_its_directions(whole: Whole) -> None:
     assert result["trainable_parameters"] == 10 * PER_RANK + 3 + 6 * 129
 
 
-RESUMED = ["sdlora", "sdlora_kd_released", "sdlora_one_direction"]  # the others share their code
-
-
-@pytest.mark.parametrize(
-    "whole", [pytest.param(r, marks=() if r in RESUMED else pytest.mark.slow) for r in READINGS], indirect=True
-)
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: Whole) -> None:
     other, result, reading = whole
     experiment = tiny(tmp_path, reading, "name=stopped", "checkpoint.every=1")
-    train_until(experiment, 2, 2)
-    resumed = train(experiment)
-    for key in ("accuracy_matrix", "validation_matrix", "method_report", "stored_parameters"):
-        assert resumed[key] == result[key]
-    ends = [checkpoint.load(run.folder) for run in (experiment, other)]
-    (one, _), (two, _) = (end for end in ends if end)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert_ends_alike(experiment, 2, 2, other, result)
 
 
 @pytest.mark.parametrize("reading", ["sdlora_kd", "sdlora_kd_paper", "sdlora_kd_released"])
