@@ -34,9 +34,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json's content and nothing else")] = False,
 ) -> None:
     """Train one run, or go on where the run of this name stopped."""
-    from orchestrator.compose import load_experiment
-    from orchestrator.console import output, run_table
     from orchestrator.launch import launch_run
+    from orchestrator.pages.console import output, run_table
+    from orchestrator.settings.compose import load_experiment
 
     experiment = load_experiment(with_skip_bad(settings, skip_bad))
     result = launch_run(experiment)
@@ -53,9 +53,9 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="print sweep.json's content and nothing else")] = False,
 ) -> None:
     """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
-    from orchestrator.compose import load_experiment
-    from orchestrator.console import output, sweep_summary
     from orchestrator.launch import launch_sweep
+    from orchestrator.pages.console import output, sweep_summary
+    from orchestrator.settings.compose import load_experiment
 
     experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
     summary = launch_sweep(experiment)
@@ -90,9 +90,9 @@ def tree(
     settings: Settings = None,
 ) -> None:
     """Print the task tree of a run: distances of its leaves, and what the last search found in it."""
-    from orchestrator.console import output
+    from orchestrator.pages.console import output
+    from orchestrator.pages.tree_view import tree_parts
     from orchestrator.tree_source import find_tree
-    from orchestrator.tree_view import tree_parts
 
     found = find_tree(run, settings or [])
     print(f"{found.run}: {found.when}")
@@ -127,7 +127,7 @@ def benchmarks() -> None:
 @app.command()
 def options() -> None:
     """List what every group of settings can name, as in backbone=minilm or paper=treelora_cifar100."""
-    from orchestrator.compose import GROUPS
+    from orchestrator.settings.compose import GROUPS
 
     for group in GROUPS:
         print(f"\n{group}=")
@@ -135,7 +135,7 @@ def options() -> None:
 
 
 def listing(group: str) -> None:
-    from orchestrator.compose import describe
+    from orchestrator.settings.compose import describe
 
     options = describe(group)
     width = max(len(name) for name in options)
@@ -150,8 +150,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="follow the job until it ends")] = False,
 ) -> None:
     """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
-    from orchestrator import jobs
-    from orchestrator.compose import load_experiment
+    from orchestrator.cluster import jobs
+    from orchestrator.settings.compose import load_experiment
 
     jobs.job_command(command)
     load_experiment([word for word in command[1:] if not word.startswith("--")])  # a slip is told before an upload
@@ -165,7 +165,7 @@ def submit(
 @app.command(name="jobs")
 def list_jobs(address: Address) -> None:
     """List the jobs of a cluster."""
-    from orchestrator import jobs
+    from orchestrator.cluster import jobs
 
     for job in jobs.listing(address):
         started = job.started.strftime("%Y-%m-%d %H:%M") if job.started else "–"
@@ -179,7 +179,7 @@ def logs(
     follow: Annotated[bool, typer.Option(help="go on until the job ends")] = False,
 ) -> None:
     """Print what a job has printed."""
-    from orchestrator import jobs
+    from orchestrator.cluster import jobs
 
     for text in jobs.follow(address, job, tail=follow):
         print(text, end="", flush=True)
@@ -188,7 +188,7 @@ def logs(
 @app.command()
 def stop(job: Annotated[str, typer.Argument(help="the id that submit printed")], address: Address) -> None:
     """Stop a job; the same submit goes on where it stopped."""
-    from orchestrator import jobs
+    from orchestrator.cluster import jobs
 
     print(f"{job}: {jobs.stop(address, job)}")
 
@@ -199,15 +199,15 @@ def watch(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's page on 127.0.0.1 for the record of all runs (settings: storage, tracking.uri)."""
-    from orchestrator.compose import load_experiment
     from orchestrator.launch import serve_record
+    from orchestrator.settings.compose import load_experiment
 
     serve_record(load_experiment(settings or []), port)
 
 
 def main() -> None:
     """Errors that a user can mend are one line and exit code 2; Ctrl-C is 130."""
-    from orchestrator.errors import UserError
+    from orchestrator.settings.errors import UserError
 
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)

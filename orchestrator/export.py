@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.models.model import Model
-from orchestrator import checkpoint
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.session import Session
-from orchestrator.sharding import Place
-from orchestrator.tree_actor import make_service
+from orchestrator.cluster.tree_actor import make_service
+from orchestrator.run import checkpoint
+from orchestrator.run.session import Session
+from orchestrator.run.sharding import Place
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from orchestrator.tree_source import experiment_of
 
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"

@@ -17,15 +17,15 @@ from typing import Any
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import check_backbone
-from orchestrator.cluster import check_workers_here, connected
-from orchestrator.config import Experiment
-from orchestrator.console import messages, watching, where_stopped
-from orchestrator.errors import UserError
-from orchestrator.records import close_run, close_sweep, open_record
-from orchestrator.session import claim, claim_sweep, is_finished, read_stream
-from orchestrator.sweep import check_space, completed, samples, space_of, sweep
-from orchestrator.tracking import tracking_uri
-from orchestrator.trainer import finished, train
+from orchestrator.cluster.connect import check_workers_here, connected
+from orchestrator.cluster.sweep import check_space, completed, samples, space_of, sweep
+from orchestrator.cluster.trainer import finished, train
+from orchestrator.pages.console import messages, watching, where_stopped
+from orchestrator.records.keep import close_run, close_sweep, open_record
+from orchestrator.records.tracking import tracking_uri
+from orchestrator.run.session import claim, claim_sweep, is_finished, read_stream
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 
 def launch_run(experiment: Experiment) -> dict[str, Any]:

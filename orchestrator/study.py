@@ -30,11 +30,11 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from orchestrator.compose import explain, load_experiment
-from orchestrator.config import LONGEST_NAME, Experiment, Settings
-from orchestrator.errors import UserError
-from orchestrator.study_html import html_page
-from orchestrator.study_page import Rows, page
+from orchestrator.pages.study_html import html_page
+from orchestrator.pages.study_page import Rows, page
+from orchestrator.settings.compose import explain, load_experiment
+from orchestrator.settings.config import LONGEST_NAME, Experiment, Settings
+from orchestrator.settings.errors import UserError
 
 OTHER, PUNCTUATION = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"[^A-Za-z0-9.]+")
 PLACES = ("storage=", "tracking.", "checkpoint.")

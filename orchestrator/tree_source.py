@@ -13,14 +13,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from orchestrator import checkpoint
-from orchestrator.checkpoint import read_json
-from orchestrator.compose import checked, load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.learner import part
-from orchestrator.session import read_stream
-from orchestrator.tree_actor import find_actor, make_service, service_of
+from orchestrator.cluster.tree_actor import find_actor, make_service, service_of
+from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import read_json
+from orchestrator.run.learner import part
+from orchestrator.run.session import read_stream
+from orchestrator.settings.compose import checked, load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 ANSWER_SECONDS = 20
 

@@ -13,8 +13,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
 from tests.tiny import MODELS, tiny_model
 from tests.two_nodes import Cluster, as_user, two_node_cluster
 

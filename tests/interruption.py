@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator import checkpoint
-from orchestrator.config import Experiment
-from orchestrator.learner import Learner
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.run import checkpoint
+from orchestrator.run.learner import Learner
+from orchestrator.settings.config import Experiment
 
 
 class Interrupted(Exception):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import checkpoint
-from orchestrator.checkpoint import numbered, read_json, write_json
-from orchestrator.errors import UserError
+from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import numbered, read_json, write_json
+from orchestrator.settings.errors import UserError
 
 TENSORS = {
     "half": torch.tensor([1 / 3, -0.0, float("inf"), float("nan")], dtype=torch.bfloat16),

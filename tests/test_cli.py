@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.compose import GROUPS, option_names
+from orchestrator.settings.compose import GROUPS, option_names
 
 COMMANDS = ("train", "sweep", "compare", "tree", "export", "methods", "benchmarks", "options", "submit", "jobs", "logs")
 COMMANDS += ("stop", "watch")

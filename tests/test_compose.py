@@ -8,7 +8,7 @@ import pytest
 
 from methods import Method, method_class, method_names, register
 from methods.base import REGISTRY
-from orchestrator.compose import (
+from orchestrator.settings.compose import (
     CONFIGS,
     GROUPS,
     describe,
@@ -18,8 +18,8 @@ from orchestrator.compose import (
     setting_names,
     with_settings,
 )
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 NAME_RULE = "use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit"

@@ -20,15 +20,16 @@ from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from methods.base import Method
 from methods.lora import LoRA
-from orchestrator import checkpoint, export
-from orchestrator.checkpoint import read_json
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator import export
+from orchestrator.cluster.trainer import train
 from orchestrator.export import export_run, write
-from orchestrator.learner import part
-from orchestrator.session import claim, read_stream
-from orchestrator.trainer import train
+from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import read_json
+from orchestrator.run.learner import part
+from orchestrator.run.session import claim, read_stream
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests import planted
 from tests.conftest import small_experiment
 from tests.interruption import train_until

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.learner import Learner
-from orchestrator.sharding import Place
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.run.learner import Learner
+from orchestrator.run.sharding import Place
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests.conftest import small_experiment
 from tests.gorp_model import leaks, same
 from tests.interruption import assert_ends_alike, ended
@@ -77,11 +77,11 @@ def test_a_finished_run_predicts_the_same_in_a_new_process(whole: Whole) -> None
 SCORES = """
 import json, sys, torch
 torch.set_num_threads(1)
-from orchestrator import checkpoint
-from orchestrator.compose import checked
-from orchestrator.learner import Learner
-from orchestrator.session import read_stream
-from orchestrator.sharding import Place
+from orchestrator.run import checkpoint
+from orchestrator.settings.compose import checked
+from orchestrator.run.learner import Learner
+from orchestrator.run.session import read_stream
+from orchestrator.run.sharding import Place
 experiment = checked(json.loads(sys.argv[1]))
 learner = Learner(experiment, read_stream(experiment), Place(), None)
 learner.load(*checkpoint.load(experiment.folder))

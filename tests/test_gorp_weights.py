@@ -13,7 +13,7 @@ from benchmarks.models.config import BackboneConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from methods.gorp import GORPConfig, GradientProjection
-from orchestrator.sharding import Place
+from orchestrator.run.sharding import Place
 from tests.models import built, free_task, one_task
 from tests.test_memory_and_precision import batch_for
 from tests.tiny import named

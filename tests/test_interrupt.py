@@ -13,7 +13,7 @@ from typing import IO
 import psutil
 import pytest
 
-from orchestrator.checkpoint import read_json
+from orchestrator.run.checkpoint import read_json
 from tests.conftest import SMALL
 from tests.two_nodes import dashboard_says
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import jobs
-from orchestrator.errors import UserError
+from orchestrator.cluster import jobs
+from orchestrator.settings.errors import UserError
 from tests.two_nodes import RAY, Cluster, as_user, free_ports
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from benchmarks.models.heads import HeadConfig
 from benchmarks.models.writer import Decoder, EncoderDecoder
 from benchmarks.sources import models_root
 from benchmarks.stream import build_stream
-from orchestrator.compose import load_experiment
+from orchestrator.settings.compose import load_experiment
 from tests.models import adapted, built, told
 from tests.tiny import POSITIONS, changed, named
 

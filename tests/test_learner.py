@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.models.classifier import Classifier
-from orchestrator.config import Experiment
-from orchestrator.learner import Learner, half_precision
-from orchestrator.loop import batches, steps_of
-from orchestrator.session import read_stream
-from orchestrator.sharding import Place
+from orchestrator.run.learner import Learner, half_precision
+from orchestrator.run.loop import batches, steps_of
+from orchestrator.run.session import read_stream
+from orchestrator.run.sharding import Place
+from orchestrator.settings.config import Experiment
 from tests.conftest import small_experiment
 
 Make = Callable[..., Learner]

@@ -21,7 +21,7 @@ from methods.lora import LoRA, LoRAConfig
 from methods.treelora.low_rank import mean_of_products
 from methods.treelora.regulariser import RegulariserConfig, edit
 from methods.treelora.sketch import SketchConfig, Sketcher
-from orchestrator.sharding import Place
+from orchestrator.run.sharding import Place
 from tests.models import classifier, one_task
 
 WORLD = 2

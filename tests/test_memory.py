@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from orchestrator.memory import forget_peak, peak_memory
+from orchestrator.run.memory import forget_peak, peak_memory
 
 CPU = torch.device("cpu")
 LARGE = 300 * 2**20

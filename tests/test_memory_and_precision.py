@@ -12,7 +12,7 @@ from benchmarks.dataset import Batch, BenchmarkError
 from benchmarks.models.config import BackboneConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
-from orchestrator.sharding import Place
+from orchestrator.run.sharding import Place
 from tests.models import adapted, built, free_task, one_task
 from tests.tiny import END, VOCABULARY, named
 

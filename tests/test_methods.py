@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from methods import base, method_class, method_names
-from orchestrator import compose
-from orchestrator.config import Experiment
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.settings import compose
+from orchestrator.settings.config import Experiment
 
 Make = Callable[..., Experiment]
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -17,9 +17,9 @@ from benchmarks.models.vision import is_vision
 from benchmarks.models.weights import named_file
 from benchmarks.sources import models_root
 from methods import MethodConfig
-from orchestrator.compose import CONFIGS, GROUPS, flattened, load_experiment, option_names
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.settings.compose import CONFIGS, GROUPS, flattened, load_experiment, option_names
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 PAPERS = [name for name in option_names("paper") if name != "none"]
 TRACE = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten")

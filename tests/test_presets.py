@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from methods.treelora import TreeLoRAConfig
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests.blocks import PRESETS, config_of
 from tests.conftest import small_experiment
 from tests.interruption import assert_ends_alike

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from orchestrator import pictures, report
+from orchestrator.pages import pictures, report
 
 ATTACK = "<script>x()</script>"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -18,14 +18,14 @@ from benchmarks.models.classifier import Classifier
 from benchmarks.stream import Task, TaskStream, build_stream
 from methods.base import Again
 from methods.treelora import TreeLoRA
-from orchestrator import checkpoint, session
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.learner import Learner, part
-from orchestrator.session import read_stream
-from orchestrator.sharding import Place, load_adapters_and_head
-from orchestrator.trainer import finished, train, train_here
-from orchestrator.tree_actor import make_service
+from orchestrator.cluster.trainer import finished, train, train_here
+from orchestrator.cluster.tree_actor import make_service
+from orchestrator.run import checkpoint, session
+from orchestrator.run.learner import Learner, part
+from orchestrator.run.session import read_stream
+from orchestrator.run.sharding import Place, load_adapters_and_head
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests.conftest import small_experiment
 from tests.interruption import Interrupted, train_until
 

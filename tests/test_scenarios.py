@@ -15,14 +15,14 @@ from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig
 from benchmarks.models.classifier import ImageClassifier
 from benchmarks.parts import divide
 from benchmarks.stream import TaskStream
-from orchestrator import checkpoint
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.learner import Learner, part
-from orchestrator.session import read_stream
-from orchestrator.sharding import Place, load_adapters_and_head
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.run import checkpoint
+from orchestrator.run.learner import Learner, part
+from orchestrator.run.session import read_stream
+from orchestrator.run.sharding import Place, load_adapters_and_head
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests import planted
 
 Make = Callable[..., Experiment]

@@ -14,11 +14,11 @@ from benchmarks.models.writer import AnswerWriter
 from benchmarks.parts import Part
 from benchmarks.stream import label_ranges
 from methods.sdlora import SDLoRA, SDLoRAConfig
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.sharding import Place
-from orchestrator.trainer import train
+from orchestrator.cluster.trainer import train
+from orchestrator.run.sharding import Place
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests import planted
 from tests.conftest import small_experiment
 from tests.interruption import assert_ends_alike

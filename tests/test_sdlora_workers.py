@@ -11,8 +11,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.learner import Learner
-from orchestrator.sharding import Place
+from orchestrator.run.learner import Learner
+from orchestrator.run.sharding import Place
 from tests.conftest import small_experiment
 from tests.test_learner import learn, make_learner
 

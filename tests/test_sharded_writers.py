@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.dataset import Batch
 from benchmarks.models.writer import AnswerWriter
 from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
-from orchestrator.sharding import Place, adapters_and_head
+from orchestrator.run.sharding import Place, adapters_and_head
 from tests.models import ANSWER_LENGTH, adapted, free_task, labelled_task, writer
 from tests.tiny import changed
 

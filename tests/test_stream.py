@@ -14,9 +14,9 @@ from benchmarks.dataset import BenchmarkError, Dataset, Examples, StreamConfig, 
 from benchmarks.formats import ImageFormat
 from benchmarks.sources import data_root
 from benchmarks.stream import TaskStream, build_stream
-from orchestrator.compose import load_experiment
-from orchestrator.errors import UserError
-from orchestrator.session import read_stream
+from orchestrator.run.session import read_stream
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 CIFAR100 = data_root() / "cifar100_100x100_50.npz"

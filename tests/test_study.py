@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from orchestrator.config import Experiment
-from orchestrator.learner import Learner
+from orchestrator.pages.study_html import html_page
+from orchestrator.pages.study_page import equality, matrix, page, percent, table
+from orchestrator.run.learner import Learner
+from orchestrator.settings.config import Experiment
 from orchestrator.study import command, experiments, read_study, run_name, run_study
-from orchestrator.study_html import html_page
-from orchestrator.study_page import equality, matrix, page, percent, table
 from tests.test_cli import PROJECT, call, refusal
 
 STUDIES = sorted((PROJECT / "docs" / "studies").glob("*.yaml"))

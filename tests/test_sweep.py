@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 
-from orchestrator.checkpoint import read_json
-from orchestrator.compose import load_experiment
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.cluster.sweep import check_space, corners, domain, samples, space_of, trial_experiment
 from orchestrator.launch import launch_sweep
-from orchestrator.sweep import check_space, corners, domain, samples, space_of, trial_experiment
+from orchestrator.run.checkpoint import read_json
+from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests import planted
 from tests.conftest import small_experiment
 

@@ -16,7 +16,7 @@ from benchmarks.models.backbones import input_format
 from benchmarks.models.classifier import Classifier, TextClassifier
 from benchmarks.models.config import BackboneConfig
 from benchmarks.texts.tokens import load_tokenizer, tokenise_texts
-from orchestrator.compose import load_experiment
+from orchestrator.settings.compose import load_experiment
 from tests.models import adapted, classifier, one_task
 from tests.tiny import named
 

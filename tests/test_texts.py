@@ -16,7 +16,7 @@ import pytest
 from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 from benchmarks.sources import data_root
 from benchmarks.texts.folder import as_prompt, jsonl_folder
-from orchestrator.compose import load_experiment
+from orchestrator.settings.compose import load_experiment
 
 CL15, TRACE = data_root() / "cl15.tar.gz", data_root() / "trace8.tar.gz"
 NEWS = [

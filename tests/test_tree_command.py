@@ -19,14 +19,15 @@ from ray.exceptions import RayActorError
 from rich.console import Console
 from torch import Tensor
 
-from orchestrator import checkpoint, tree_source
-from orchestrator.checkpoint import read_json
-from orchestrator.compose import load_experiment
-from orchestrator.learner import Learner, part
-from orchestrator.session import claim
-from orchestrator.tree_actor import start_actor
+from orchestrator import tree_source
+from orchestrator.cluster.tree_actor import start_actor
+from orchestrator.pages.tree_view import search_by_tasks, tasks_below, tree_parts
+from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import read_json
+from orchestrator.run.learner import Learner, part
+from orchestrator.run.session import claim
+from orchestrator.settings.compose import load_experiment
 from orchestrator.tree_source import find_tree
-from orchestrator.tree_view import search_by_tasks, tasks_below, tree_parts
 from tests.conftest import SMALL
 from tests.test_cli import PROJECT, call, refusal
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from ray.util.state import list_actors
 
-from orchestrator.checkpoint import read_json
-from orchestrator.cluster import connected
-from orchestrator.config import Experiment
-from orchestrator.trainer import train
+from orchestrator.cluster.connect import connected
+from orchestrator.cluster.trainer import train
+from orchestrator.run.checkpoint import read_json
+from orchestrator.settings.config import Experiment
 from tests.conftest import SMALL, small_experiment
 from tests.test_cli import call
 from tests.two_nodes import Cluster, dashboard_says

@@ -17,7 +17,7 @@ from benchmarks.models.heads import HeadConfig
 from benchmarks.models.writer import AnswerWriter
 from benchmarks.sources import models_root
 from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
-from orchestrator.compose import load_experiment
+from orchestrator.settings.compose import load_experiment
 from tests.models import ANSWER_LENGTH, adapted, built, free_task, labelled_task, writer
 from tests.tiny import END, changed, named
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import UserError
+from orchestrator.settings.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.stream import Task, TaskStream
-from orchestrator.learner import Learner
+from orchestrator.run.learner import Learner
 
 
 @dataclass

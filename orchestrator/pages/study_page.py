@@ -7,7 +7,7 @@ from itertools import chain
 from statistics import fmean, stdev
 from typing import Any
 
-from orchestrator.compose import flattened
+from orchestrator.settings.compose import flattened
 
 Result = dict[str, Any]
 Rows = dict[str, list[Result]]  # label -> result.json of each seed

@@ -8,10 +8,10 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestrator import report
-from orchestrator.checkpoint import read_json
-from orchestrator.config import Experiment
-from orchestrator.tracking import Tracker
+from orchestrator.pages import report
+from orchestrator.records.tracking import Tracker
+from orchestrator.run.checkpoint import read_json
+from orchestrator.settings.config import Experiment
 
 
 def open_record(experiment: Experiment) -> Tracker | None:

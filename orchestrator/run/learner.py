@@ -15,15 +15,15 @@ from benchmarks.models.backbones import build_model
 from benchmarks.stream import Task, TaskStream
 from methods import method_class
 from methods.base import Chooser
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.sharding import (
+from orchestrator.run.sharding import (
     Place,
     adapters_and_head,
     load_adapters_and_head,
     load_optimizer_state,
     optimizer_state,
 )
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 

@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from orchestrator.checkpoint import read_json, write_json
-from orchestrator.compose import flattened
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.settings.compose import flattened
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 ARTIFACTS = ("result.json", "report.html", "experiment.json", "sweep.json")
 SUMMARY = (

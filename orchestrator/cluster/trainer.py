@@ -10,14 +10,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer, get_device
 
 from methods.base import Service
-from orchestrator.checkpoint import read_json, write_json
-from orchestrator.compose import checked
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.session import Session, claim, read_stream
-from orchestrator.sharding import Place
-from orchestrator.telemetry import RunGauges
-from orchestrator.tree_actor import RemoteSearch, find_actor, make_service, start_actor, stop_actor
+from orchestrator.cluster.telemetry import RunGauges
+from orchestrator.cluster.tree_actor import RemoteSearch, find_actor, make_service, start_actor, stop_actor
+from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.session import Session, claim, read_stream
+from orchestrator.run.sharding import Place
+from orchestrator.settings.compose import checked
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 
 def train(experiment: Experiment) -> dict[str, Any]:

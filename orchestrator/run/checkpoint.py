@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.errors import UserError
+from orchestrator.settings.errors import UserError
 
 KEEP = 2
 TENSORS, VALUES = "tensors.safetensors", "values.json"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import ray
 
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 
 @contextmanager

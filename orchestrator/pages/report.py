@@ -20,8 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.compose import flattened
-from orchestrator.pictures import (
+from orchestrator.pages.pictures import (
     Matrix,
     Record,
     accuracy_picture,
@@ -32,7 +31,8 @@ from orchestrator.pictures import (
     setting_text,
     tree_picture,
 )
-from orchestrator.tree_view import entry_names, leaf_tasks, search_rows, search_task, task_label
+from orchestrator.pages.tree_view import entry_names, leaf_tasks, search_rows, search_task, task_label
+from orchestrator.settings.compose import flattened
 
 
 def run_report(result: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.checkpoint import read_json
-from orchestrator.config import Experiment
-from orchestrator.tracking import tracking_uri
+from orchestrator.records.tracking import tracking_uri
+from orchestrator.run.checkpoint import read_json
+from orchestrator.settings.config import Experiment
 
 POLL_SECONDS = 0.5
 output = Console()

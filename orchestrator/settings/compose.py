@@ -20,10 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from benchmarks.dataset import SUBSET, BenchmarkError
 from methods import method_class, method_names
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Model = TypeVar("Model", bound=BaseModel)
 GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")
 USUAL = ("micro_vit", "linear")  # a run's name leaves these out

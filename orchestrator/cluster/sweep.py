@@ -20,14 +20,14 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from methods import method_class
-from orchestrator.checkpoint import read_json, write_json
-from orchestrator.cluster import check_workers_here
-from orchestrator.compose import checked, with_settings
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.records import TrialRecords
-from orchestrator.session import claim, claim_sweep, read_stream
-from orchestrator.trainer import finished, train_here, train_on_workers
+from orchestrator.cluster.connect import check_workers_here
+from orchestrator.cluster.trainer import finished, train_here, train_on_workers
+from orchestrator.records.keep import TrialRecords
+from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.session import claim, claim_sweep, read_stream
+from orchestrator.settings.compose import checked, with_settings
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 OBJECTIVE = "validation_accuracy"
 DRIVER: dict[str, float] = {

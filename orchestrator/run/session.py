@@ -15,14 +15,14 @@ from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import input_format
 from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
-from orchestrator import checkpoint
-from orchestrator.checkpoint import read_json, write_json
-from orchestrator.config import Experiment
-from orchestrator.errors import UserError
-from orchestrator.learner import Learner, part
-from orchestrator.loop import Hooks, Position, learn
-from orchestrator.memory import forget_peak, peak_memory
-from orchestrator.sharding import Place
+from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.learner import Learner, part
+from orchestrator.run.loop import Hooks, Position, learn
+from orchestrator.run.memory import forget_peak, peak_memory
+from orchestrator.run.sharding import Place
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 PROGRESS_SECONDS = 0.3
 BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work

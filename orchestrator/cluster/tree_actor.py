@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Service
-from orchestrator.compose import checked
-from orchestrator.config import Experiment
-from orchestrator.sharding import Place
+from orchestrator.run.sharding import Place
+from orchestrator.settings.compose import checked
+from orchestrator.settings.config import Experiment
 
 NAMESPACE = "evergreen"
 

@@ -1,0 +1,1 @@
+"""Runs and sweeps on Ray: Train workers, the tree actor, Tune trials, jobs. The only room that imports ray."""
