@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.treelora.search import SearchConfig
+from methods.treelora.search.search import SearchConfig
 from methods.treelora.service import TreeService
 from methods.treelora.sketch import Sketch, SketchConfig
-from methods.treelora.tree import TreeConfig
+from methods.treelora.tree.tree import TreeConfig
 
 TASKS, POINTS, ROUNDS, STEPS = 5, (4, 8, 12), 1, 16
 STAMP = (0, 1, 0, 16, 0, 30, 30, 30)  # seed, version, kind, width, cauchy and the sizes of three levels

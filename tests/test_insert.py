@@ -6,8 +6,8 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.metric import Metric
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.tree import TaskTree
 from tests.trees import (
     METRICS,
     assert_diameters,
@@ -76,7 +76,7 @@ def test_inserting_respects_the_depth_limit(depth: int) -> None:
 
 @every_metric
 def test_a_bound_of_a_large_tree_stays_sound_when_it_grows(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.treelora.diameter.EXACT", 10)
+    monkeypatch.setattr("methods.treelora.tree.diameter.EXACT", 10)
     tree = TaskTree.build(random_sketches(30), metric=metric)
     for sketch in random_sketches(10, seed=1):
         tree = tree.insert(sketch)

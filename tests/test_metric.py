@@ -8,8 +8,8 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.budget import closest
-from methods.treelora.metric import Metric, chunks
+from methods.treelora.tree.budget import closest
+from methods.treelora.tree.metric import Metric, chunks
 
 METRICS = [Metric("l2"), Metric("l1"), Metric("cos"), Metric("l2", cauchy=4), Metric("cos", cauchy=4)]
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
@@ -96,7 +96,7 @@ def test_directions_are_bit_equal_at_scales_that_are_powers_of_two(metric: Metri
 
 
 def test_directions_of_many_rows_equal_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.treelora.metric.CHUNK", 100)
+    monkeypatch.setattr("methods.treelora.tree.metric.CHUNK", 100)
     rows = sketches(50)
     for metric in METRICS:
         expected = numpy.stack([metric.directions(row) for row in rows])
@@ -145,7 +145,7 @@ def test_cauchy_columns_are_left_out_of_means_and_of_l2() -> None:
 @every_metric
 @pytest.mark.parametrize("chunk", [30, 2**21])
 def test_the_closest_pair_is_that_of_all_pairs(metric: Metric, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.treelora.metric.CHUNK", chunk)
+    monkeypatch.setattr("methods.treelora.tree.metric.CHUNK", chunk)
     points = metric.directions(numpy.random.default_rng(3).normal(size=(25, 2, 12)))
     pairs = metric.distance(points[:, None], points[None]) + 2 * numpy.eye(25)
     assert closest(points, metric) == divmod(int(pairs.argmin()), 25)

@@ -8,10 +8,10 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.arms import Look, draw
-from methods.treelora.released import ReleasedSearch, differences, root_groups, softmax_draw
-from methods.treelora.search import SearchConfig, Searches
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import Look, draw
+from methods.treelora.search.released import ReleasedSearch, differences, root_groups, softmax_draw
+from methods.treelora.search.search import SearchConfig, Searches
+from methods.treelora.tree.tree import TaskTree
 
 LEVELS, WIDTH = 8, 64
 

@@ -10,10 +10,10 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.arms import Arms
-from methods.treelora.bandit import TreeSearch
-from methods.treelora.search import FlatSearch
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import Arms
+from methods.treelora.search.bandit import TreeSearch
+from methods.treelora.search.search import FlatSearch
+from methods.treelora.tree.tree import TaskTree
 
 LEVELS, WIDTH = 3, 16
 

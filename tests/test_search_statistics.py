@@ -11,11 +11,11 @@ import functools
 import numpy
 import pytest
 
-from methods.treelora.arms import Arms, Floats
-from methods.treelora.bandit import TreeSearch
-from methods.treelora.metric import Metric
-from methods.treelora.search import FlatSearch, RandomSearch, SearchConfig, Searches
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import Arms, Floats
+from methods.treelora.search.bandit import TreeSearch
+from methods.treelora.search.search import FlatSearch, RandomSearch, SearchConfig, Searches
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.tree import TaskTree
 
 NOISE = 0.1
 SEEDS = 6

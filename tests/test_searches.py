@@ -8,10 +8,10 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.arms import FEW
-from methods.treelora.metric import Floats, Metric, MetricName
-from methods.treelora.search import SearchConfig, Searches
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import FEW
+from methods.treelora.search.search import SearchConfig, Searches
+from methods.treelora.tree.metric import Floats, Metric, MetricName
+from methods.treelora.tree.tree import TaskTree
 
 LEVELS, WIDTH = 3, 16
 KINDS = ("tree", "flat", "exact", "random", "latest", "released")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from methods.treelora.sketch import Sketch
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.tree import TaskTree
 from tests.services import (
     POINTS,
     ROUNDS,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from methods.treelora.service import TreeService
-from methods.treelora.tree import TreeConfig
+from methods.treelora.tree.tree import TreeConfig
 from tests.services import (
     TASKS,
     after,

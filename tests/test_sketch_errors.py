@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.treelora import sketch as module
 from methods.treelora.sketch import SketchConfig, cauchy_entries, hashed
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.tree import TaskTree
 from tests.test_sketch import EXACT, random_vectors, whole
 
 SIZE = 6144

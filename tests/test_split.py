@@ -10,8 +10,8 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.split import SplitName
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.split import SplitName
+from methods.treelora.tree.tree import TaskTree
 from tests.trees import (
     SPLITS,
     children,
@@ -76,8 +76,8 @@ def reference_nodes(points: NDArray, split: SplitName, block: int) -> Iterator[t
 def test_splitting_many_groups_together_equals_splitting_each(
     split: SplitName, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("methods.treelora.grow.BLOCK", block)
-    monkeypatch.setattr("methods.treelora.metric.CHUNK", 100)
+    monkeypatch.setattr("methods.treelora.tree.grow.BLOCK", block)
+    monkeypatch.setattr("methods.treelora.tree.metric.CHUNK", 100)
     tree = TaskTree.build(random_sketches(300, levels=1, width=6), split=split)
     found = sorted(children(tree, node) for node in inner_nodes(tree))
     expected = reference_nodes(tree.signatures[:, 0].astype(float), split, block)

@@ -6,9 +6,9 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.metric import Metric
-from methods.treelora.stored import StoredTasks
-from methods.treelora.tree import TreeConfig
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.stored import StoredTasks
+from methods.treelora.tree.tree import TreeConfig
 from tests.trees import assert_equal_trees, random_sketches
 
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from methods.treelora.metric import Metric
-from methods.treelora.split import SplitName
-from methods.treelora.tree import TaskTree, TreeConfig
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.split import SplitName
+from methods.treelora.tree.tree import TaskTree, TreeConfig
 from tests.trees import (
     assert_diameters,
     assert_equal_trees,
@@ -43,8 +43,8 @@ def test_diameters_of_larger_trees_are_sound_and_the_same_in_blocks(
     metric: Metric, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = TaskTree.build(crooked(), metric=metric)
-    monkeypatch.setattr("methods.treelora.diameter.EXACT", 10)
-    monkeypatch.setattr("methods.treelora.diameter.BLOCK", block)
+    monkeypatch.setattr("methods.treelora.tree.diameter.EXACT", 10)
+    monkeypatch.setattr("methods.treelora.tree.diameter.BLOCK", block)
     bounded = TaskTree.build(random_sketches(100), metric=metric)
     assert_diameters(bounded, exact=False)
     assert_diameters(TaskTree.build(crooked(), metric=metric), exact=False)
@@ -52,7 +52,7 @@ def test_diameters_of_larger_trees_are_sound_and_the_same_in_blocks(
 
 
 def test_a_bound_is_twice_the_largest_distance_to_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.treelora.diameter.EXACT", 1)
+    monkeypatch.setattr("methods.treelora.tree.diameter.EXACT", 1)
     square = numpy.array([[1, 0], [0, 1], [0.6, 0.8]])[:, None]
     tree = TaskTree.build(square)
     mean = square.mean(axis=0)
@@ -74,7 +74,7 @@ def test_the_cauchy_estimate_bounds_small_trees_only(monkeypatch: pytest.MonkeyP
     metric = Metric("l1", cauchy=8)
     tree = TaskTree.build(random_sketches(20), metric=metric)
     assert tree.diameter[0] == metric.distance(tree.signatures[:, None], tree.signatures[None]).max()
-    monkeypatch.setattr("methods.treelora.diameter.EXACT", 10)
+    monkeypatch.setattr("methods.treelora.tree.diameter.EXACT", 10)
     assert numpy.isinf(TaskTree.build(random_sketches(20), metric=metric).diameter).all()
 
 
@@ -115,7 +115,7 @@ def test_the_order_of_entries_changes_their_numbers_only(split: SplitName) -> No
 def test_a_depth_limit_leaves_several_entries_in_a_leaf(
     split: SplitName, depth: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("methods.treelora.grow.BLOCK", block)
+    monkeypatch.setattr("methods.treelora.tree.grow.BLOCK", block)
     sketches = random_sketches(40)
     tree, full = TaskTree.build(sketches, split=split, depth=depth), TaskTree.build(sketches, split=split)
     assert_partition(tree, 40)

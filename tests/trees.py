@@ -6,9 +6,9 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from methods.treelora.metric import Metric
-from methods.treelora.split import SplitName
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.split import SplitName
+from methods.treelora.tree.tree import TaskTree
 
 SPLITS: tuple[SplitName, ...] = ("two_means", "pca", "l1_mean", "dot_mean")
 

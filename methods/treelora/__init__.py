@@ -3,14 +3,14 @@
 ``TaskTree``, ``TreeSearch`` and ``Sketcher`` work on their own; docs/library.md has an example.
 """
 
-from methods.treelora.bandit import TreeSearch
 from methods.treelora.config import TreeLoRAConfig
 from methods.treelora.method import TreeLoRA
-from methods.treelora.metric import Metric
-from methods.treelora.search import SearchConfig, Searches
+from methods.treelora.search.bandit import TreeSearch
+from methods.treelora.search.search import SearchConfig, Searches
 from methods.treelora.service import TreeService
 from methods.treelora.sketch import Sketch, SketchConfig, Sketcher
-from methods.treelora.tree import TaskTree, TreeConfig
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.tree import TaskTree, TreeConfig
 
 __all__ = [
     "Metric",

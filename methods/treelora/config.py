@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.lora import LoRAConfig
 from methods.treelora.regulariser import RegulariserConfig
-from methods.treelora.search import SearchConfig
+from methods.treelora.search.search import SearchConfig
 from methods.treelora.sketch import SketchConfig
-from methods.treelora.tree import TreeConfig
+from methods.treelora.tree.tree import TreeConfig
 
 
 class SignatureConfig(BaseModel):

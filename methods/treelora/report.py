@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from methods.treelora.metric import Metric
-from methods.treelora.search import Searches
-from methods.treelora.stored import StoredTasks
+from methods.treelora.search.search import Searches
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.stored import StoredTasks
 
 
 def tree_record(stored: StoredTasks, metric: Metric) -> dict[str, Any]:

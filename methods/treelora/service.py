@@ -13,12 +13,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from methods.treelora.metric import Metric
 from methods.treelora.report import pulls_of, search_record, tree_record
-from methods.treelora.search import SearchConfig, Searches
+from methods.treelora.search.search import SearchConfig, Searches
 from methods.treelora.sketch import Sketch, SketchConfig, require_same
-from methods.treelora.stored import StoredTasks
-from methods.treelora.tree import TreeConfig
+from methods.treelora.tree.metric import Metric
+from methods.treelora.tree.stored import StoredTasks
+from methods.treelora.tree.tree import TreeConfig
 
 Pair = tuple[Sketch, Sketch | None]  # of the running mean, and of the gradient at the entries chosen last
 

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy
 from numpy.typing import NDArray
 
-from methods.treelora.metric import chunks
-from methods.treelora.tree import TaskTree
+from methods.treelora.tree.metric import chunks
+from methods.treelora.tree.tree import TaskTree
 
 Floats = NDArray[numpy.float64]
 Ints = NDArray[numpy.int64]

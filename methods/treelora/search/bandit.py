@@ -25,8 +25,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from methods.treelora.arms import Arms, Bonus, Floats, draw, lower_bound
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import Arms, Bonus, Floats, draw, lower_bound
+from methods.treelora.tree.tree import TaskTree
 
 
 class TreeSearch(Arms):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy
 
-from methods.treelora.grow import BLOCK, Topology
-from methods.treelora.metric import Floats, Metric, chunks
-from methods.treelora.split import Groups, Ints
+from methods.treelora.tree.grow import BLOCK, Topology
+from methods.treelora.tree.metric import Floats, Metric, chunks
+from methods.treelora.tree.split import Groups, Ints
 
 EXACT = 512
 

@@ -28,7 +28,7 @@ import math
 import numpy
 from numpy.typing import NDArray
 
-from methods.treelora.arms import Arms, Floats, Ints, Look, draw
+from methods.treelora.search.arms import Arms, Floats, Ints, Look, draw
 
 LARGEST_FACTOR = 1.5
 UNSEEN = 1e-5  # added to twice the pulls, so that an entry never pulled has a bonus of hundreds

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-from methods.treelora.metric import Floats, chunks
-from methods.treelora.split import Bools, Groups, Ints, SplitName, cut, fit, halves, scores, split
+from methods.treelora.tree.metric import Floats, chunks
+from methods.treelora.tree.split import Bools, Groups, Ints, SplitName, cut, fit, halves, scores, split
 
 Indices = NDArray[numpy.int32]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy
 
-from methods.treelora.budget import closest
-from methods.treelora.metric import Floats, Metric
-from methods.treelora.tree import TaskTree, TreeConfig
+from methods.treelora.tree.budget import closest
+from methods.treelora.tree.metric import Floats, Metric
+from methods.treelora.tree.tree import TaskTree, TreeConfig
 
 EMPTY = numpy.zeros((0, 1, 1), dtype=numpy.float32)
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy
 from numpy.typing import NDArray
 
-from methods.treelora.metric import Floats
+from methods.treelora.tree.metric import Floats
 
 Bools = NDArray[numpy.bool_]
 Ints = NDArray[numpy.signedinteger]

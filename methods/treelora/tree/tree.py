@@ -17,10 +17,10 @@ import numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.treelora.diameter import diameters
-from methods.treelora.grow import Grower, Topology
-from methods.treelora.metric import Floats, Metric, chunks
-from methods.treelora.split import SplitName
+from methods.treelora.tree.diameter import diameters
+from methods.treelora.tree.grow import Grower, Topology
+from methods.treelora.tree.metric import Floats, Metric, chunks
+from methods.treelora.tree.split import SplitName
 
 
 class TreeConfig(BaseModel):

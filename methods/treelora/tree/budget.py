@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy
 
-from methods.treelora.metric import Floats, Metric, chunks
+from methods.treelora.tree.metric import Floats, Metric, chunks
 
 
 def closest(signatures: Floats, metric: Metric) -> tuple[int, int]:

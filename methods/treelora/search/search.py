@@ -21,11 +21,11 @@ import numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from methods.treelora.arms import Arms, Bonus, Floats, Look, draw, lower_bound
-from methods.treelora.bandit import TreeSearch
-from methods.treelora.metric import MetricName
-from methods.treelora.released import ReleasedSearch
-from methods.treelora.tree import TaskTree
+from methods.treelora.search.arms import Arms, Bonus, Floats, Look, draw, lower_bound
+from methods.treelora.search.bandit import TreeSearch
+from methods.treelora.search.released import ReleasedSearch
+from methods.treelora.tree.metric import MetricName
+from methods.treelora.tree.tree import TaskTree
 
 
 class SearchConfig(BaseModel):

@@ -1,0 +1,1 @@
+"""The search over the nodes of the tree by lower confidence bounds, and its rivals."""

@@ -1,0 +1,1 @@
+"""The tree over the tasks' signatures: how it is grown, split, measured and stored."""
