@@ -13,25 +13,15 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment
-from tests.tiny import MODELS, tiny_model
-from tests.two_nodes import Cluster, as_user, two_node_cluster
-
-SMALL = ["benchmark.tasks=3", "benchmark.train_per_class=24", "benchmark.test_per_class=10", "train.epochs=2"]
-SMALL += ["train.batch_size=12", "method.search.every=2", "tracking.enabled=false"]
+from tests.support.experiments import small_experiment
+from tests.support.tiny import MODELS, tiny_model
+from tests.support.two_nodes import Cluster, as_user, two_node_cluster
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small_experiment(folder: Path, *settings: str) -> Experiment:
-    """An experiment on a part of Split Digits, stored below ``folder``."""
-    other = any(s.startswith("method=") and s != "method=treelora" for s in settings)
-    chosen = [s for s in SMALL if not (other and s.startswith("method.search"))]
-    return load_experiment([*chosen, f"storage={folder / 'runs'}", *settings])
 
 
 @pytest.fixture

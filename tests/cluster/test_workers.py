@@ -1,0 +1,148 @@
+"""Runs on real Ray Train workers of two nodes against the same runs in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.util.state import list_actors
+
+from orchestrator.cluster.connect import connected
+from orchestrator.cluster.trainer import train
+from orchestrator.run.checkpoint import read_json
+from orchestrator.settings.config import Experiment
+from tests.orchestrator.test_cli import call
+from tests.support.experiments import SMALL, small_experiment
+from tests.support.two_nodes import Cluster, dashboard_says
+
+pytestmark = pytest.mark.ray
+SETTINGS = ["train.epochs=1", "method.search.every=1", "checkpoint.every=2"]
+FSDP2 = ["scale.workers=2", "scale.sharding=fsdp2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds all runs of this file."""
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def job(cluster: Cluster, user: ProcessPoolExecutor, folder: Path) -> str:
+    """A job of two workers, submitted from the command line and followed to its end."""
+    run = [*SMALL, *SETTINGS, *FSDP2, "name=two", f"storage={folder / 'runs'}"]
+    command = ["submit", "--address", cluster.dashboard, "--wait", "--", "train", *run]
+    return str(user.submit(printed_by, *command).result()).split()[0]
+
+
+@pytest.fixture(scope="module")
+def two_shards(job: str, folder: Path) -> dict[str, Any]:
+    result = read_json(folder / "runs" / "two" / "result.json")
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="module")
+def in_process(folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return train(small_experiment(folder, *SETTINGS, "name=here"))
+
+
+def printed_by(*command: str) -> str:
+    """What a command prints, as from a shell."""
+    with redirect_stdout(StringIO()) as printed:
+        code = call(*command)
+    assert code == 0, printed.getvalue()
+    return printed.getvalue()
+
+
+def train_on_cluster(experiment: Experiment) -> dict[str, Any]:
+    with connected(experiment):
+        return train(experiment)
+
+
+def test_a_submitted_run_succeeds_with_a_worker_on_each_node(
+    cluster: Cluster, user: ProcessPoolExecutor, job: str, two_shards: dict[str, Any]
+) -> None:
+    assert job.startswith("two-")
+    assert f"{job}  SUCCEEDED" in user.submit(printed_by, "jobs", "--address", cluster.dashboard).result()
+    assert len(two_shards["accuracy_matrix"]) == 3
+    assert two_shards["method_report"]["chosen"][1]
+    shown = dashboard_says(f"{cluster.dashboard}/api/train/v2/runs/v1", cluster.token)["train_runs"]
+    run = next(run for run in shown if run["name"] == "two")
+    assert run["status"] == "FINISHED"
+    workers = run["attempts"][-1]["workers"]
+    assert len(workers) == len({worker["node_id"] for worker in workers}) == 2
+
+
+def test_two_shards_give_the_tree_and_the_choices_of_one_process(
+    two_shards: dict[str, Any], in_process: dict[str, Any]
+) -> None:
+    same_search(two_shards, in_process)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(["scale.workers=1"], marks=pytest.mark.slow), ["scale.workers=2", "scale.sharding=ddp"]],
+)
+def test_so_do_one_worker_and_replicas(
+    user: ProcessPoolExecutor, folder: Path, in_process: dict[str, Any], settings: list[str]
+) -> None:
+    experiment = small_experiment(folder, *SETTINGS, f"name=other{len(settings)}", *settings)
+    same_search(user.submit(train_on_cluster, experiment).result(), in_process)
+
+
+def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Equal decisions; accuracies may differ by an example or two, since sums are formed in another order."""
+    one, other = left["method_report"], right["method_report"]
+    assert one["chosen"] == other["chosen"]
+    assert one["pulls"] == other["pulls"]
+    assert [(n["parent"], n["tasks"]) for n in one["tree"]["nodes"]] == [
+        (n["parent"], n["tasks"]) for n in other["tree"]["nodes"]
+    ]
+    for row, expected in zip(left["accuracy_matrix"], right["accuracy_matrix"], strict=True):
+        assert row == pytest.approx(expected, abs=0.05)
+
+
+def test_a_run_that_lost_a_worker_ends_like_an_undisturbed_one(
+    user: ProcessPoolExecutor, folder: Path, two_shards: dict[str, Any]
+) -> None:
+    experiment = small_experiment(folder, *SETTINGS, "name=lost", *FSDP2)
+    result, killed = user.submit(train_and_lose_a_worker, experiment).result()
+    assert killed, "the run was over before a worker could be killed"
+    assert result["accuracy_matrix"] == two_shards["accuracy_matrix"]
+    assert result["validation_matrix"] == two_shards["validation_matrix"]
+    assert result["method_report"] == two_shards["method_report"]
+
+
+def train_and_lose_a_worker(experiment: Experiment) -> tuple[dict[str, Any], list[int]]:
+    """The result of a run that loses a worker, and the process that was killed."""
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_one_worker, args=(experiment.folder, killed), daemon=True)
+    thread.start()
+    result = train_on_cluster(experiment)
+    thread.join(timeout=60)
+    return result, killed
+
+
+def kill_one_worker(folder: Path, killed: list[int]) -> None:
+    """Wait until the run's third task is under way, then end one of its workers the hard way."""
+    wait_for_task(folder, 0)
+    workers = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name]
+    doomed = max(a.pid for a in workers)
+    wait_for_task(folder, 2)
+    os.kill(doomed, signal.SIGKILL)
+    killed.append(doomed)
+
+
+def wait_for_task(folder: Path, task: int) -> None:
+    while (read_json(folder / "progress.json") or {"task": -1})["task"] < task:
+        time.sleep(0.02)
