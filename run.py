@@ -55,6 +55,7 @@ def sweep(
     """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
     from orchestrator.launch import launch_sweep
     from orchestrator.pages.console import output, sweep_summary
+    from orchestrator.records.address import tracking_uri
     from orchestrator.settings.compose import load_experiment
 
     experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
@@ -62,7 +63,7 @@ def sweep(
     if as_json:
         print(json.dumps(summary))
     else:
-        output.print(*sweep_summary(experiment, summary), sep="\n")
+        output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n")
 
 
 def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
@@ -199,7 +200,7 @@ def watch(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's page on 127.0.0.1 for the record of all runs (settings: storage, tracking.uri)."""
-    from orchestrator.launch import serve_record
+    from orchestrator.records.address import serve_record
     from orchestrator.settings.compose import load_experiment
 
     serve_record(load_experiment(settings or []), port)

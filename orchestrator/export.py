@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.models.model import Model
-from orchestrator.cluster.tree_actor import make_service
 from orchestrator.run import checkpoint
-from orchestrator.run.session import Session
+from orchestrator.run.session import Session, make_service
 from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError

@@ -1,31 +1,32 @@
 """From a checked experiment to a finished run or sweep, with everything that a person at a terminal expects.
 
 Bad input is found before a cluster, a record or a folder is made. Ctrl-C ends what was started and says how to go on.
+Ray and MLflow take seconds to import, so only what needs them imports them.
 """
 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import check_backbone
-from orchestrator.cluster.connect import check_workers_here, connected
-from orchestrator.cluster.sweep import check_space, completed, samples, space_of, sweep
-from orchestrator.cluster.trainer import finished, train
-from orchestrator.pages.console import messages, watching, where_stopped
+from orchestrator.pages.console import say, where_stopped
+from orchestrator.pages.progress import watching
 from orchestrator.records.keep import close_run, close_sweep, open_record
-from orchestrator.records.tracking import tracking_uri
-from orchestrator.run.session import claim, claim_sweep, is_finished, read_stream
+from orchestrator.run.folder import claim, claim_sweep, finished, is_finished
+from orchestrator.run.session import read_stream, run_here
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
+from orchestrator.settings.space import corners_of, samples, space_of
+
+if TYPE_CHECKING:
+    from orchestrator.records.tracking import Tracker
 
 
 def launch_run(experiment: Experiment) -> dict[str, Any]:
@@ -33,29 +34,42 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     check_run(experiment)
     folder = experiment.folder
     if claim(experiment):
-        messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another run")
+        say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
         return finished(folder)
     with interruptible(experiment):
         tracker = open_record(experiment)
-        looking = watching(lambda: [folder], lambda: tracker.sync(folder) if tracker else None)
         on_workers = experiment.scale.workers > 0
-        with ray_where_needed(experiment, on_workers), looking:
+        with ray_where_needed(experiment, on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):
             result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
         close_run(folder, tracker)
     if result["skipped"]:
-        messages.print(f"{len(result['skipped'])} left out as unreadable, the first: {result['skipped'][0]}")
+        say(f"{len(result['skipped'])} left out as unreadable, the first: {result['skipped'][0]}")
     return result
+
+
+def train(experiment: Experiment) -> dict[str, Any]:
+    """Run to the end, or go on with a run of this name, and return result.json's content.
+
+    With workers, Ray has to be connected. UserError for anything that the user can mend.
+    """
+    if not claim(experiment):
+        if experiment.scale.workers == 0:
+            run_here(experiment)
+        else:
+            from orchestrator.cluster.trainer import train_on_workers
+
+            train_on_workers(experiment)
+    return finished(experiment.folder)
 
 
 def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     """Run a sweep with progress, records and reports; returns sweep.json's content."""
-    check(experiment)
-    space = space_of(experiment)
-    check_space(experiment, space)
-    samples(experiment, space)  # the number of trials has to fit the grid
+    check_sweep(experiment)
+    from orchestrator.cluster.sweep import completed, sweep
+
     claim_sweep(experiment)
     if summary := completed(experiment):
-        messages.print(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
+        say(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
         return summary
     with interruptible(experiment):
         tracker = open_record(experiment)
@@ -64,7 +78,7 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
         close_sweep(experiment.folder, tracker, summary)
     for trial in summary["trials"]:
         if trial["status"] == "failed":
-            messages.print(f"trial {trial['id']} failed: {trial['error']}; the same command tries it again")
+            say(f"trial {trial['id']} failed: {trial['error']}; the same command tries it again")
     return summary
 
 
@@ -74,18 +88,47 @@ def check_run(experiment: Experiment) -> None:
         check(experiment)
 
 
+def check_sweep(experiment: Experiment) -> None:
+    """The same for a sweep: every corner of its space has to be an experiment that can start here."""
+    space = space_of(experiment)
+    for corner in corners_of(experiment, space):
+        check_workers(corner)
+    samples(experiment, space)  # the number of trials has to fit the grid
+    check(experiment)
+
+
 def check(experiment: Experiment) -> None:
     """Everything that can be wrong with an experiment on this machine."""
     try:
         check_backbone(experiment.backbone, experiment.head)
     except BenchmarkError as error:
         raise UserError(str(error)) from None
-    check_workers_here(experiment)
+    check_workers(experiment)
     read_stream(experiment)
+
+
+def check_workers(experiment: Experiment) -> None:
+    if experiment.scale.workers:
+        from orchestrator.cluster.connect import check_workers_here
+
+        check_workers_here(experiment)
 
 
 def trial_folders(experiment: Experiment) -> list[Path]:
     return sorted((experiment.folder / "trials").glob(f"{experiment.name}-*"))
+
+
+def keeping_up(folder: Path, tracker: Tracker | None) -> Callable[[], None]:
+    """Brings the record up to date at each call; why it could not be written is said once, not twice a second."""
+    said: set[str] = set()
+
+    def keep_up() -> None:
+        reason = tracker.keep_up(folder) if tracker else None
+        if reason and reason not in said:
+            said.add(reason)
+            say(f"record: {reason}; it is brought up to date when it can be written again")
+
+    return keep_up
 
 
 @contextmanager
@@ -93,8 +136,10 @@ def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
+    from orchestrator.cluster.connect import connected
+
     with connected(experiment) as dashboard:
-        messages.print(f"Ray dashboard: {dashboard}")
+        say(f"Ray dashboard: {dashboard}")
         yield
 
 
@@ -119,20 +164,5 @@ def interruptible(experiment: Experiment) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
-        messages.print(
-            f"stopped at {where_stopped(experiment.folder)}; the same command goes on from its last checkpoint"
-        )
+        say(f"stopped at {where_stopped(experiment.folder)}; the same command goes on from its last checkpoint")
         raise
-
-
-def serve_record(experiment: Experiment, port: int) -> None:
-    """MLflow's own page, on this machine only."""
-    uri = tracking_uri(experiment)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"tracking.uri={uri}: there is no record yet; train a run first")
-    if uri.startswith("http"):
-        messages.print(f"the record is served at {uri}")
-        return
-    messages.print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    subprocess.run([*command, "--port", str(port)], check=False)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
-from orchestrator.cluster.tree_actor import find_actor, make_service, service_of
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
 from orchestrator.run.learner import part
-from orchestrator.run.session import read_stream
+from orchestrator.run.session import make_service, read_stream
 from orchestrator.settings.compose import checked, load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
-
-ANSWER_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -72,23 +62,10 @@ def of_actor(experiment: Experiment) -> FoundTree | None:
     """The tree of a run that is under way on a cluster; a run without workers has no actor."""
     if experiment.scale.workers == 0:
         return None
-    try:
-        with joined():
-            report = ray.get(find_actor(experiment).report.remote(), timeout=ANSWER_SECONDS)
-    except (ConnectionError, ValueError, RayError):  # no cluster, no such actor, or it waits for its workers
-        return None
-    return FoundTree(experiment.name, report, task_names(experiment), "the run under way")
+    from orchestrator.cluster.tree_actor import live_report  # Ray takes a second to import
 
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """The cluster of ``RAY_ADDRESS``, else the one that runs on this machine; nothing is started."""
-    address = os.environ.get("RAY_ADDRESS") or "auto"
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    report = live_report(experiment)
+    return None if report is None else FoundTree(experiment.name, report, task_names(experiment), "the run under way")
 
 
 def of_checkpoint(experiment: Experiment) -> FoundTree | None:
@@ -97,7 +74,8 @@ def of_checkpoint(experiment: Experiment) -> FoundTree | None:
     if found is None:
         return None
     tensors, values = found
-    service = service_of(experiment)
+    service = make_service(experiment)
+    assert service is not None  # find_tree has refused methods without one
     service.load_state_dict(part(tensors, "search."))
     position = values["position"]
     when = f"as of its last checkpoint (tasks learned: {position['task']}, steps of the next: {position['step']})"

@@ -38,6 +38,17 @@ def connected(experiment: Experiment) -> Iterator[str]:
         ray.shutdown()
 
 
+@contextmanager
+def joined() -> Iterator[None]:
+    """The cluster of ``RAY_ADDRESS``, else the one that runs on this machine; nothing is started."""
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def check_workers_here(experiment: Experiment) -> None:
     """Before anything starts: a cluster of this machine alone has this machine's CPUs."""
     if not os.environ.get("RAY_ADDRESS"):

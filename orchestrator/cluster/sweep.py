@@ -19,15 +19,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from methods import method_class
-from orchestrator.cluster.connect import check_workers_here
-from orchestrator.cluster.trainer import finished, train_here, train_on_workers
-from orchestrator.records.keep import TrialRecords
+from orchestrator.cluster.trainer import train_on_workers
+from orchestrator.cluster.trial_records import TrialRecords
 from orchestrator.run.checkpoint import read_json, write_json
-from orchestrator.run.session import claim, claim_sweep, read_stream
+from orchestrator.run.folder import claim, claim_sweep, finished
+from orchestrator.run.session import read_stream, run_here
 from orchestrator.settings.compose import checked, with_settings
 from orchestrator.settings.config import Experiment
-from orchestrator.settings.errors import UserError
+from orchestrator.settings.space import samples, space_of
 
 OBJECTIVE = "validation_accuracy"
 DRIVER: dict[str, float] = {
@@ -38,7 +37,6 @@ DRIVER: dict[str, float] = {
 def sweep(experiment: Experiment) -> dict[str, Any]:
     """Run all trials, or go on with those of this name that are unfinished; returns the content of sweep.json."""
     space = space_of(experiment)
-    check_space(experiment, space)
     tasks = len(read_stream(experiment).tasks)
     claim_sweep(experiment)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in one line each, below
@@ -95,7 +93,7 @@ def trial(parameters: dict[str, Any]) -> None:
     if experiment.scale.workers:
         train_on_workers(experiment, [TuneReportCallback()])
     else:
-        train_here(experiment, tune.report)
+        run_here(experiment, tune.report)
     finished(experiment.folder)
 
 
@@ -105,57 +103,12 @@ def trial_experiment(sweep: Experiment, settings: dict[str, Any], trial_id: str)
     return with_settings(sweep, settings | place)
 
 
-def space_of(experiment: Experiment) -> dict[str, Any]:
-    """``sweep.space``, else the method's own."""
-    space = experiment.sweep.space or method_class(experiment.method.name).search_space()
-    if not space:
-        raise UserError("sweep.space: nothing to search over; say for example sweep.space.method.rank=[4,8]")
-    return space
-
-
-def check_space(experiment: Experiment, space: dict[str, Any]) -> None:
-    """Every corner of the space has to be a valid experiment, before anything starts."""
-    for key, value in space.items():
-        for corner in corners(key, value):
-            check_workers_here(with_settings(experiment, {key: corner}))
-
-
-def corners(key: str, value: Any) -> list[Any]:
-    if isinstance(value, list) and value:
-        return value
-    if isinstance(value, dict) and len(value) == 1:
-        (kind, bounds), *_ = value.items()
-        if kind == "choice" and isinstance(bounds, list) and bounds:
-            return bounds
-        if kind in ("uniform", "loguniform") and ordered(bounds, positive=kind == "loguniform"):
-            return bounds
-    raise UserError(
-        f"sweep.space.{key}={value}: write [a, b], {{choice: [a, b]}}, {{uniform: [low, high]}} or loguniform"
-    )
-
-
-def ordered(bounds: Any, positive: bool) -> bool:
-    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
-    return numbers and bounds[0] < bounds[1] and (bounds[0] > 0 or not positive)
-
-
 def domain(value: Any, searcher: str) -> Any:
     """Tune's form of one entry; a searcher that learns takes lists as choices, not as a grid."""
     if isinstance(value, list):
         return tune.grid_search(value) if searcher == "random" else tune.choice(value)
     (kind, bounds), *_ = value.items()
     return tune.choice(bounds) if kind == "choice" else getattr(tune, kind)(*bounds)
-
-
-def samples(experiment: Experiment, space: dict[str, Any]) -> int:
-    """Tune's number of samples: with a grid it counts repetitions of the whole grid."""
-    trials = experiment.sweep.trials
-    if experiment.sweep.searcher != "random":
-        return trials or 8
-    grid = math.prod(len(value) for value in space.values() if isinstance(value, list))
-    if trials and trials % grid:
-        raise UserError(f"sweep.trials={trials}: the grid has {grid} points; choose a multiple of it")
-    return trials // grid if trials else 1
 
 
 def searcher(experiment: Experiment) -> Any:

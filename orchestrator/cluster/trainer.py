@@ -1,46 +1,29 @@
-"""A run in this process, or as a Ray Train job whose workers hold the model's shards."""
+"""A run as a Ray Train job whose workers hold the model's shards."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
-from methods.base import Service
 from orchestrator.cluster.telemetry import RunGauges
-from orchestrator.cluster.tree_actor import RemoteSearch, find_actor, make_service, start_actor, stop_actor
-from orchestrator.run.checkpoint import read_json, write_json
-from orchestrator.run.session import Session, claim, read_stream
+from orchestrator.cluster.tree_actor import RemoteSearch, find_actor, start_actor, stop_actor
+from orchestrator.run.checkpoint import write_json
+from orchestrator.run.folder import error_file
+from orchestrator.run.session import Session, read_stream
 from orchestrator.run.sharding import Place
 from orchestrator.settings.compose import checked
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
 
-def train(experiment: Experiment) -> dict[str, Any]:
-    """Run to the end, or go on with a run of this name, and return result.json's content.
-
-    With workers, Ray has to be connected. UserError for anything that the user can mend.
-    """
-    if not claim(experiment):
-        if experiment.scale.workers == 0:
-            train_here(experiment)
-        else:
-            train_on_workers(experiment)
-    return finished(experiment.folder)
-
-
-def train_here(experiment: Experiment, report: Any = lambda metrics: None) -> None:
-    """The whole run in this process."""
-    search: Service | None = make_service(experiment)
-    Session(experiment, Place(), search, report).run()
-
-
 def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None) -> None:
-    """The run as Ray Train job; the tree actor lives as long as this call."""
+    """The run as Ray Train job; Ray has to be connected, and the tree actor lives as long as this call.
+
+    UserError for anything that the user can mend.
+    """
     read_stream(experiment)  # bad data is found before anything starts
     settings = experiment.model_dump(mode="json")
     actor = start_actor(experiment)
@@ -93,16 +76,3 @@ def scaling(experiment: Experiment) -> ScalingConfig:
     if scale.gpus_per_worker:
         resources["GPU"] = scale.gpus_per_worker
     return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.gpus_per_worker), resources_per_worker=resources)
-
-
-def error_file(experiment: Experiment) -> Path:
-    return experiment.folder / "error.json"
-
-
-def finished(folder: Path) -> dict[str, Any]:
-    """The result in ``folder``; UserError with the reason where there is none."""
-    result = read_json(folder / "result.json")
-    if result is None:
-        reason = read_json(folder / "error.json") or f"{folder}: the run ended without a result"
-        raise UserError(reason)
-    return result

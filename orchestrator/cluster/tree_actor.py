@@ -13,14 +13,18 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from torch import Tensor
 
 from methods.base import Service
+from orchestrator.cluster.connect import joined
+from orchestrator.run.session import make_service
 from orchestrator.run.sharding import Place
 from orchestrator.settings.compose import checked
 from orchestrator.settings.config import Experiment
 
 NAMESPACE = "evergreen"
+ANSWER_SECONDS = 20
 
 
 class TreeActor:
@@ -28,7 +32,9 @@ class TreeActor:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
-        self.service = service_of(checked(settings))
+        service = make_service(checked(settings))
+        assert service is not None  # the actor is started for methods that have one
+        self.service = service
         self.loaded = False
         self.changed = asyncio.Condition()
 
@@ -167,13 +173,10 @@ def has_service(experiment: Experiment) -> bool:
     return make_service(experiment) is not None
 
 
-def service_of(experiment: Experiment) -> Service:
-    service = make_service(experiment)
-    assert service is not None
-    return service
-
-
-def make_service(experiment: Experiment) -> Service | None:
-    from methods import method_class
-
-    return method_class(experiment.method.name)(experiment.method).service(experiment.seed)
+def live_report(experiment: Experiment) -> dict[str, Any] | None:
+    """What the actor of a run that is under way has to tell; None where there is no cluster or no such actor."""
+    try:
+        with joined():
+            return ray.get(find_actor(experiment).report.remote(), timeout=ANSWER_SECONDS)
+    except (ConnectionError, ValueError, RayError):  # the last one: the actor waits for its workers
+        return None

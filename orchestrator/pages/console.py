@@ -1,86 +1,24 @@
-"""What a person sees in the terminal: bars while runs go on, tables when they are done."""
+"""What a person sees in the terminal when runs are done: tables, and where to look on."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.records.tracking import tracking_uri
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 
-POLL_SECONDS = 0.5
 output = Console()
 messages = Console(stderr=True)
 
 
-@contextmanager
-def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """A bar for each run folder that ``find`` gives, fed from the runs' progress files; ``tick`` at every look."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    over = threading.Event()
-    with Progress(*columns, console=messages) as progress:
-        bars: dict[Path, Any] = {}
-
-        def look() -> None:
-            record(tick)
-            for folder in find():
-                show(progress, bars, folder)
-
-        def keep_looking() -> None:
-            while not over.wait(POLL_SECONDS):
-                look()
-
-        thread = threading.Thread(target=keep_looking, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            look()
-
-
-def record(tick: Callable[[], None]) -> None:
-    """A record that cannot be written for a while must not end the run; it catches up at the next look."""
-    try:
-        tick()
-    except MlflowException as error:
-        messages.print(f"record: {str(error).splitlines()[0]}")
-
-
-def show(progress: Progress, bars: dict[Path, Any], folder: Path) -> None:
-    """Bring one run's bar up to date."""
-    if folder not in bars:
-        bars[folder] = progress.add_task(folder.name, total=None, state="starting")
-    now = read_json(folder / "progress.json")
-    if now:
-        done = now["task"] + now["step"] / now["steps"]
-        progress.update(bars[folder], completed=done, total=now["tasks"], state=state_line(now))
-
-
-def state_line(now: dict[str, Any]) -> str:
-    """Task, loss and the last accuracy, in a few words."""
-    words = [f"task {min(now['task'] + 1, now['tasks'])}/{now['tasks']}"]
-    if now["loss"] is not None:
-        words.append(f"loss {now['loss']:.2f}")
-    if now["history"]:
-        words.append(f"accuracy {now['history'][-1]['test_accuracy']:.1%}")
-    return " · ".join(words)
+def say(line: str) -> None:
+    """One line to the person or log that follows the command, as it is: no markup, and not cut at 80 columns."""
+    messages.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def where_stopped(folder: Path) -> str:
@@ -132,14 +70,14 @@ def sweep_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def sweep_summary(experiment: Experiment, summary: dict[str, Any]) -> list[Any]:
-    """What the end of a sweep prints: the table, the best settings, and where to look on."""
+def sweep_summary(experiment: Experiment, summary: dict[str, Any], record: str) -> list[Any]:
+    """What the end of a sweep prints: the table, the best settings, and where to look on; ``record`` is its address."""
     best = next((t for t in summary["trials"] if t["id"] == summary["best"]), None)
     settings = " ".join(f"{key}={value}" for key, value in best["settings"].items()) if best else "no trial finished"
     return [
         sweep_table(summary),
         f"best settings: {settings}",
-        f"record: {tracking_uri(experiment)} (look at it with: python run.py watch storage={experiment.storage})",
+        f"record: {record} (look at it with: python run.py watch storage={experiment.storage})",
         f"report: {experiment.folder / 'report.html'}",
     ]
 

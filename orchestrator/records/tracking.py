@@ -6,7 +6,6 @@ same record. Values that are logged already are not logged again.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from orchestrator.records.address import tracking_uri
 from orchestrator.run.checkpoint import read_json, write_json
 from orchestrator.settings.compose import flattened
 from orchestrator.settings.config import Experiment
@@ -28,12 +28,6 @@ SUMMARY = (
     "forgetting",
     "forward_transfer",
 )
-
-
-def tracking_uri(experiment: Experiment) -> str:
-    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else a database beside the runs; always absolute."""
-    named = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or f"sqlite:///{experiment.storage / 'mlflow.db'}"
 
 
 class Tracker:
@@ -85,6 +79,14 @@ class Tracker:
         if points:
             self.client.log_batch(note["run_id"], metrics=points)
             write_json(folder / "mlflow.json", note | {"logged": len(progress["history"])})
+
+    def keep_up(self, folder: Path) -> str | None:
+        """``sync`` for a run under way: a record that cannot be written must not end it; the reason is returned."""
+        try:
+            self.sync(folder)
+        except MlflowException as error:
+            return str(error).splitlines()[0]
+        return None
 
     def end(self, folder: Path, status: str = "FINISHED") -> None:
         """Log the summary and the files, close the record; ``status`` as MLflow names it."""

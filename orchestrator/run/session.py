@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,9 +13,10 @@ from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import input_format
 from benchmarks.stream import TaskStream, build_stream
-from methods.base import Chooser
+from methods import method_class
+from methods.base import Chooser, Service
 from orchestrator.run import checkpoint
-from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.checkpoint import write_json
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.loop import Hooks, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
@@ -25,8 +25,6 @@ from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
 PROGRESS_SECONDS = 0.3
-BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
-UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
 VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "scikit-learn")
 
 
@@ -153,6 +151,16 @@ class Session:
         }
 
 
+def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+    """The whole run in this process; ``report`` gets the numbers after each task."""
+    Session(experiment, Place(), make_service(experiment), report).run()
+
+
+def make_service(experiment: Experiment) -> Service | None:
+    """The central search of the experiment's method, where it has one."""
+    return method_class(experiment.method.name)(experiment.method).service(experiment.seed)
+
+
 def read_stream(experiment: Experiment) -> TaskStream:
     """The experiment's stream; UserError where the data is not usable."""
     try:
@@ -170,62 +178,3 @@ def task_metrics(position: Position, task: int) -> dict[str, Any]:
         "validation_accuracy": metrics.mean(position.validation[task][:seen]),
         "loss": position.losses[task],
     }
-
-
-def claim(experiment: Experiment) -> bool:
-    """Make the run's folder, or find it; True if the run is finished already.
-
-    UserError if the name belongs to a run with other settings: nothing is overwritten.
-    """
-    take_folder(experiment, experiment.identity())
-    return is_finished(experiment)
-
-
-def is_finished(experiment: Experiment) -> bool:
-    """Whether the run's folder has its result; UserError if the folder belongs to something else."""
-    check_folder(experiment, experiment.identity())
-    return (experiment.folder / "result.json").exists()
-
-
-def claim_sweep(experiment: Experiment) -> None:
-    """The same for a sweep: its search settings belong to what it is."""
-    take_folder(experiment, experiment.identity() | {"sweep": experiment.sweep.model_dump(mode="json")})
-
-
-def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
-    if check_folder(experiment, wanted) != wanted:
-        try:
-            write_json(experiment.folder / "experiment.json", wanted)
-        except OSError as error:
-            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
-
-
-def check_folder(experiment: Experiment, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """What the folder holds: ``wanted``, nothing, or a run that never began; UserError for anything else."""
-    found = read_json(experiment.folder / "experiment.json")
-    begun = any((experiment.folder / name).exists() for name in BEGUN)
-    if found is None or (found != wanted and not begun):
-        refuse_strangers(experiment.folder)
-    elif found != wanted:
-        setting, old, new = difference(found, wanted)
-        raise UserError(
-            f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
-            "choose another name=… or remove that folder"
-        )
-    return found
-
-
-def refuse_strangers(folder: Path) -> None:
-    if folder.exists() and any(entry.name not in UNBEGUN for entry in folder.iterdir()):
-        raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
-
-
-def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
-    """The first setting in which two nested dictionaries differ, with both values."""
-    for key in sorted({*left, *right}):
-        one, other = left.get(key), right.get(key)
-        if isinstance(one, dict) and isinstance(other, dict) and one != other:
-            return difference(one, other, f"{prefix}{key}.")
-        if one != other:
-            return prefix + key, one, other
-    raise ValueError("no difference")

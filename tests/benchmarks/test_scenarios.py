@@ -15,7 +15,7 @@ from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig
 from benchmarks.models.classifier import ImageClassifier
 from benchmarks.parts import divide
 from benchmarks.stream import TaskStream
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run import checkpoint
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.session import read_stream

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.dataset import Batch
 from benchmarks.models.writer import AnswerWriter
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run import checkpoint
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.session import read_stream

@@ -12,12 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 
-from orchestrator.cluster.sweep import check_space, corners, domain, samples, space_of, trial_experiment
+from orchestrator.cluster.sweep import domain, trial_experiment
 from orchestrator.launch import launch_sweep
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
+from orchestrator.settings.space import corners, corners_of, samples, space_of
 from tests.support import planted
 from tests.support.experiments import small_experiment
 
@@ -51,7 +52,7 @@ def test_entries_that_are_no_space_are_refused(value: object) -> None:
 
 def test_every_corner_of_the_space_is_checked(small: Make) -> None:
     with pytest.raises(UserError, match=r"method.sparsity=1.5: should be less than 1"):
-        check_space(small(), {"method.sparsity": {"uniform": [0.5, 1.5]}})
+        corners_of(small(), {"method.sparsity": {"uniform": [0.5, 1.5]}})
 
 
 def test_the_methods_own_space_is_the_default(small: Make) -> None:

@@ -17,7 +17,7 @@ import torch
 from ray.util.state import list_actors
 
 from orchestrator.cluster.connect import connected
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 from tests.orchestrator.test_cli import call

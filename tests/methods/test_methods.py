@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from methods import base, method_class, method_names
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.settings import compose
 from orchestrator.settings.config import Experiment
 

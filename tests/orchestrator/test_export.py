@@ -21,12 +21,13 @@ from benchmarks.models.writer import AnswerWriter
 from methods.base import Method
 from methods.lora import LoRA
 from orchestrator import export
-from orchestrator.cluster.trainer import train
 from orchestrator.export import export_run, write
+from orchestrator.launch import train
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
+from orchestrator.run.folder import claim
 from orchestrator.run.learner import part
-from orchestrator.run.session import claim, read_stream
+from orchestrator.run.session import read_stream
 from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError

@@ -18,11 +18,11 @@ from benchmarks.models.classifier import Classifier
 from benchmarks.stream import Task, TaskStream, build_stream
 from methods.base import Again
 from methods.treelora import TreeLoRA
-from orchestrator.cluster.trainer import finished, train, train_here
-from orchestrator.cluster.tree_actor import make_service
+from orchestrator.launch import train
 from orchestrator.run import checkpoint, session
+from orchestrator.run.folder import finished
 from orchestrator.run.learner import Learner, part
-from orchestrator.run.session import read_stream
+from orchestrator.run.session import make_service, read_stream, run_here
 from orchestrator.run.sharding import Place, load_adapters_and_head
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -208,7 +208,7 @@ def test_the_report_tells_every_pull(small: Make) -> None:
 def test_a_session_reports_once_a_task(small: Make) -> None:
     reports: list[dict] = []
     experiment = small("name=a")
-    train_here(experiment, reports.append)
+    run_here(experiment, reports.append)
     assert [r["task"] for r in reports] == [1, 2, 3]
     result = finished(experiment.folder)
     assert reports[-1]["test_accuracy"] == result["final_average_accuracy"]

@@ -24,8 +24,8 @@ from orchestrator.cluster.tree_actor import start_actor
 from orchestrator.pages.tree_view import search_by_tasks, tasks_below, tree_parts
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
+from orchestrator.run.folder import claim
 from orchestrator.run.learner import Learner, part
-from orchestrator.run.session import claim
 from orchestrator.settings.compose import load_experiment
 from orchestrator.tree_source import find_tree
 from tests.orchestrator.test_cli import PROJECT, call, refusal

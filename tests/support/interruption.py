@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run import checkpoint
 from orchestrator.run.learner import Learner
 from orchestrator.settings.config import Experiment

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run.learner import Learner
 from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment

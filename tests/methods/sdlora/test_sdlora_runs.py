@@ -14,7 +14,7 @@ from benchmarks.models.writer import AnswerWriter
 from benchmarks.parts import Part
 from benchmarks.stream import label_ranges
 from methods.sdlora import SDLoRA, SDLoRAConfig
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.run.sharding import Place
 from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment

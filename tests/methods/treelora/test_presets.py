@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from methods.treelora import TreeLoRAConfig
-from orchestrator.cluster.trainer import train
+from orchestrator.launch import train
 from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError

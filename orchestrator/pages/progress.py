@@ -1,0 +1,104 @@
+"""How far runs are, told while they go on: bars on a terminal, plain lines where the output goes to a file or pipe."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from orchestrator.pages.console import messages, percent, say
+from orchestrator.run.checkpoint import read_json
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 30  # between two lines of a run that has learned no task meanwhile
+
+
+@contextmanager
+def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Follow each run folder that ``find`` gives by its progress file; ``tick`` is called at every look."""
+    over = threading.Event()
+    with bars() if messages.is_terminal else lines() as show:
+
+        def look() -> None:
+            tick()
+            for folder in find():
+                show(folder, read_json(folder / "progress.json"))
+
+        def keep_looking() -> None:
+            while not over.wait(POLL_SECONDS):
+                look()
+
+        look()  # before the work begins, so that a run which goes on can be told from one that starts
+        thread = threading.Thread(target=keep_looking, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            look()
+
+
+Show = Callable[[Path, dict[str, Any] | None], None]
+
+
+@contextmanager
+def bars() -> Iterator[Show]:
+    """A bar for each run."""
+    state = TextColumn("{task.fields[state]}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), state, TimeElapsedColumn())
+    with Progress(*columns, console=messages) as progress:
+        tasks: dict[Path, Any] = {}
+
+        def show(folder: Path, now: dict[str, Any] | None) -> None:
+            if folder not in tasks:
+                tasks[folder] = progress.add_task(folder.name, total=None, state="starting")
+            if now:
+                done = now["task"] + now["step"] / now["steps"]
+                progress.update(tasks[folder], completed=done, total=now["tasks"], state=state_line(now))
+
+        yield show
+
+
+@contextmanager
+def lines() -> Iterator[Show]:
+    """A line when a run starts, for each task that it has learned, and every half minute."""
+    told: dict[Path, int] = {}  # how many tasks of each run have had their line
+    last: dict[Path, float] = {}
+
+    def show(folder: Path, now: dict[str, Any] | None) -> None:
+        moment = time.monotonic()
+        history = now["history"] if now else []
+        if folder not in told:
+            fresh = [f"going on: {state_line(now)}" if now else "starting"]
+        else:
+            fresh = [task_line(row, now["tasks"]) for row in history[told[folder] :]] if now else []
+        told[folder] = len(history)
+        if not fresh and moment - last[folder] >= LINE_SECONDS:
+            fresh = [state_line(now) if now else "starting"]
+        for line in fresh:
+            say(f"{folder.name}: {line}")
+            last[folder] = moment
+
+    yield show
+
+
+def task_line(row: dict[str, Any], tasks: int) -> str:
+    return f"task {row['task']}/{tasks} learned, accuracy so far {percent(row['test_accuracy'])}"
+
+
+def state_line(now: dict[str, Any]) -> str:
+    """Task, step, loss and the last accuracy, in a few words."""
+    words = [f"task {min(now['task'] + 1, now['tasks'])}/{now['tasks']}"]
+    if now["step"]:
+        words.append(f"step {now['step']}/{now['steps']}")
+    if now["loss"] is not None:
+        words.append(f"loss {now['loss']:.2f}")
+    if now["history"]:
+        words.append(f"accuracy {now['history'][-1]['test_accuracy']:.1%}")
+    return " · ".join(words)

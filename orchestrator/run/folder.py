@@ -1,0 +1,86 @@
+"""Whose a run's folder is: made for an experiment, found again by it, and refused to any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
+
+BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
+UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
+
+
+def claim(experiment: Experiment) -> bool:
+    """Make the run's folder, or find it; True if the run is finished already.
+
+    UserError if the name belongs to a run with other settings: nothing is overwritten.
+    """
+    take_folder(experiment, experiment.identity())
+    return is_finished(experiment)
+
+
+def is_finished(experiment: Experiment) -> bool:
+    """Whether the run's folder has its result; UserError if the folder belongs to something else."""
+    check_folder(experiment, experiment.identity())
+    return (experiment.folder / "result.json").exists()
+
+
+def claim_sweep(experiment: Experiment) -> None:
+    """The same for a sweep: its search settings belong to what it is."""
+    take_folder(experiment, experiment.identity() | {"sweep": experiment.sweep.model_dump(mode="json")})
+
+
+def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
+    if check_folder(experiment, wanted) != wanted:
+        try:
+            write_json(experiment.folder / "experiment.json", wanted)
+        except OSError as error:
+            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
+
+
+def check_folder(experiment: Experiment, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What the folder holds: ``wanted``, nothing, or a run that never began; UserError for anything else."""
+    found = read_json(experiment.folder / "experiment.json")
+    begun = any((experiment.folder / name).exists() for name in BEGUN)
+    if found is None or (found != wanted and not begun):
+        refuse_strangers(experiment.folder)
+    elif found != wanted:
+        setting, old, new = difference(found, wanted)
+        raise UserError(
+            f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
+            "choose another name=… or remove that folder"
+        )
+    return found
+
+
+def refuse_strangers(folder: Path) -> None:
+    if folder.exists() and any(entry.name not in UNBEGUN for entry in folder.iterdir()):
+        raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
+
+
+def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
+    """The first setting in which two nested dictionaries differ, with both values."""
+    for key in sorted({*left, *right}):
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            return difference(one, other, f"{prefix}{key}.")
+        if one != other:
+            return prefix + key, one, other
+    raise ValueError("no difference")
+
+
+def error_file(experiment: Experiment) -> Path:
+    """Where a worker writes an error that the user must mend."""
+    return experiment.folder / "error.json"
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The result in ``folder``; UserError with the reason where there is none."""
+    result = read_json(folder / "result.json")
+    if result is None:
+        reason = read_json(folder / "error.json") or f"{folder}: the run ended without a result"
+        raise UserError(reason)
+    return result
