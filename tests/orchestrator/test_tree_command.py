@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from orchestrator import tree_source
+from orchestrator.cluster import tree_actor
 from orchestrator.cluster.tree_actor import start_actor
 from orchestrator.pages.tree_view import search_by_tasks, tasks_below, tree_parts
 from orchestrator.run import checkpoint
@@ -220,8 +221,8 @@ class Answer:
 def test_the_actor_of_a_run_under_way_is_asked_before_its_checkpoint(
     on_workers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tree_source, "joined", nullcontext)
-    monkeypatch.setattr(tree_source, "find_actor", lambda experiment: Answer(REPORT | {"name": experiment.name}))
+    monkeypatch.setattr(tree_actor, "joined", nullcontext)
+    monkeypatch.setattr(tree_actor, "find_actor", lambda experiment: Answer(REPORT | {"name": experiment.name}))
     monkeypatch.setattr(ray, "get", lambda report, timeout: report)
     found = find_tree("mine", [f"storage={on_workers}"])
     assert found.report == REPORT | {"name": "mine"} and found.when == "the run under way"
@@ -234,7 +235,7 @@ def test_without_an_actor_that_answers_the_checkpoint_counts(
     def failing() -> None:
         raise error
 
-    monkeypatch.setattr(tree_source, "joined", failing)
+    monkeypatch.setattr(tree_actor, "joined", failing)
     assert find_tree("mine", [f"storage={on_workers}"]).when.startswith("as of its last checkpoint")
 
 
