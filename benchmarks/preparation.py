@@ -12,7 +12,6 @@ from benchmarks.formats import Format, Prepared, TextFormat
 from benchmarks.images.decode import prepare_images
 from benchmarks.parts import Part
 from benchmarks.texts.folder import as_prompt
-from benchmarks.texts.tokens import prepare_texts
 
 
 def prepare(
@@ -31,6 +30,8 @@ def prepare(
 
 def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConfig, form: TextFormat) -> Prepared:
     """Tokens; for a backbone that writes, a labelled text becomes a prompt and its label word the answer."""
+    from benchmarks.texts.tokens import prepare_texts  # imports transformers
+
     check_length(config, form)
     contents = [item for item in taken(records, rows) if isinstance(item, str)]
     if len(contents) < len(rows):

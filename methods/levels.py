@@ -8,13 +8,16 @@ Rows shorter than the longest end in zeros, which change no sum, no norm and no 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 NOWHERE = -1  # the coordinate of padding
 
@@ -181,17 +184,28 @@ def sliced(parameters: list[tuple[str, nn.Parameter]]) -> tuple[list[Slice], int
 
 def local_range(parameter: nn.Parameter) -> tuple[int, int]:
     """Flat index of the first local element in the whole tensor, and the number of local elements."""
-    if not isinstance(parameter.data, DTensor):
-        return 0, parameter.numel()
     data = parameter.data
+    if not is_sharded(data):
+        return 0, parameter.numel()
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     _, offset = compute_local_shape_and_global_offset(data.shape, data.device_mesh, data.placements)
     rows = parameter.numel() // parameter.shape[0]
     count = data.to_local().numel()
     return (offset[0] * rows if count else 0), count
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether FSDP2 holds the tensor in shards.
+
+    ``torch.distributed.tensor`` takes nearly as long to import as torch; while nobody has, there are no such tensors.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [tensor.to_local() if is_sharded(tensor) else tensor for tensor in tensors]
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -1,16 +1,19 @@
 """Sequential LoRA: one low-rank adapter trained on each task in turn, with nothing against forgetting.
 
-The floor that every other method has to beat (Hu et al. 2022 for the adapter).
+The floor that every other method has to beat (Hu et al. 2022 for the adapter). The layer is drawn, scaled and named as
+peft's, and a test holds it to peft's outputs; importing peft takes longer than torch itself, in every worker of every
+run, so that it is left to the export of adapters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from methods.base import Method, MethodConfig, register
 
@@ -25,6 +28,45 @@ class LoRAConfig(MethodConfig):
     levels: tuple[int, ...] | None = Field(None, description="transformer blocks that get an adapter; null: all")
 
 
+class LoRALinear(nn.Module):
+    """y = base(x) + scale (dropout(x) A^T) B^T with a frozen base (Hu et al. 2022, equation 3).
+
+    ``lora_A.weight`` [rank, in] is Kaiming-uniform with a = sqrt(5) and ``lora_B.weight`` [out, rank] zero, as in the
+    authors' code; both are float32. ``base`` is a linear layer, or transformers' Conv1D, which stores its weight
+    transposed. ValueError for anything else.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        inputs, outputs = sizes(base)
+        self.base, self.scale, self.dropout = base.requires_grad_(False), scale, dropout
+        device = next(base.parameters()).device
+        self.lora_A = nn.Linear(inputs, rank, bias=False, device=device)
+        self.lora_B = nn.Linear(rank, outputs, bias=False, device=device)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        dropped = functional.dropout(x.to(self.lora_A.weight.dtype), self.dropout, self.training)
+        return y + (self.scale * self.lora_B(self.lora_A(dropped))).to(y.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's: T5 asks its layers for the type of their weights."""
+        return self.base.get_parameter("weight")
+
+
+def sizes(base: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; ValueError where ``base`` is none."""
+    if isinstance(base, nn.Linear):
+        return base.in_features, base.out_features
+    if type(base).__name__ == "Conv1D":  # by name: transformers need not be imported for it
+        inputs, outputs = base.get_parameter("weight").shape
+        return inputs, outputs
+    raise ValueError(f"a {type(base).__name__}; name linear layers")
+
+
 @register("lora")
 class LoRA(Method):
     """Sequential LoRA, the floor: no protection against forgetting."""
@@ -34,13 +76,13 @@ class LoRA(Method):
 
     def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
         """Put a LoRA pair on every module of the chosen blocks whose name ends in one of ``targets``."""
-        adapter = LoraConfig(
-            r=self.config.rank,
-            lora_alpha=self.config.alpha,
-            lora_dropout=self.config.dropout,
-            target_modules=modules_to_adapt(model, targets, blocks, self.config.levels),
-        )
-        inject_adapter_in_model(adapter, model)
+        scale = self.config.alpha / self.config.rank
+        for name in modules_to_adapt(model, targets, blocks, self.config.levels):
+            try:
+                layer = LoRALinear(model.get_submodule(name), self.config.rank, scale, self.config.dropout)
+            except ValueError as error:
+                raise ValueError(f"backbone.targets: {name} is {error}") from None
+            model.set_submodule(name, layer)
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         with self.inference():

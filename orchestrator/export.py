@@ -14,9 +14,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +28,9 @@ from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 from orchestrator.tree_source import experiment_of
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -114,6 +117,8 @@ def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) ->
 
 def lora_config(backbone: str, pairs: Pairs) -> LoraConfig:
     """Every module by its whole name, with the scale alpha / rank = 1."""
+    from peft import LoraConfig  # takes longer to import than torch
+
     ranks = {name: len(down) for name, (down, _) in pairs.items()}
     rank = max(ranks.values())
     others = {f"^{name}": own for name, own in ranks.items() if own != rank}  # PEFT's form for a whole name

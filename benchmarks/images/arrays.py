@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
 from benchmarks.sources import check_options, located
 
 DIGITS_PIXELS = 32
+DIGITS = "digits.safetensors"
 
 
 @source("digits")
 def digits(config: StreamConfig) -> Dataset:
     """scikit-learn's 1,797 real 8x8 images, enlarged to 32x32; a fixed stratified quarter is the test split."""
     check_options(config)
+    folder, _ = cached("digits", {"pixels": DIGITS_PIXELS, "scikit-learn": version("scikit-learn")}, write_digits)
+    arrays = load_file(folder / DIGITS)
+    train, test = (Records(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
+    return Dataset(train, test, [str(d) for d in range(10)])
+
+
+def write_digits(folder: Path) -> None:
+    """Both splits as safetensors; scikit-learn takes a second to import, in every process that reads them."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     data = load_digits()
     grey = torch.from_numpy(data.images / 16 * 255).float()[:, None]
     large = functional.interpolate(grey, size=DIGITS_PIXELS, mode="bilinear").round().to(torch.uint8)
     images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(data.target).long()
     split = train_test_split(numpy.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
-    train, test = (Records(images[rows], labels[rows]) for rows in split)
-    return Dataset(train, test, [str(d) for d in range(10)])
+    arrays = {}
+    for name, rows in zip(("train", "test"), split, strict=True):
+        arrays |= {f"{name}_images": images[rows], f"{name}_labels": labels[rows]}
+    save_file(arrays, folder / DIGITS)
 
 
 @source("array")

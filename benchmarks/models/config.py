@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+MICRO_VIT = "micro_vit"  # ships with the project
+MICRO_VIT_PIXELS = 32
+
 
 class BackboneConfig(BaseModel):
     """Settings ``backbone.<field>``."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models import vision
@@ -25,6 +25,7 @@ from benchmarks.models.weights import named_file, read_weights
 from benchmarks.sources import models_root
 
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
+LINEAR = (nn.Linear, Conv1D)  # what can be adapted; GPT-2 has the second kind
 AUTO = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
 
 
@@ -125,5 +126,7 @@ def check_complete(lost: Iterable[str], config: BackboneConfig) -> None:
 
 def known_targets(config: BackboneConfig) -> tuple[str, ...] | None:
     """Where peft puts LoRA on this architecture (query and value projections); None if it does not know it."""
-    found = KNOWN_TARGETS.get(architecture(config.name, config.gguf_file).model_type)
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+
+    found = known.get(architecture(config.name, config.gguf_file).model_type)
     return tuple(found) if found else None

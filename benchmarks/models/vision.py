@@ -12,23 +12,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.dataset import BenchmarkError
-from benchmarks.models.config import BackboneConfig
+from benchmarks.models.config import MICRO_VIT, MICRO_VIT_PIXELS, BackboneConfig
 from benchmarks.models.weights import named_file, read_weights
 
-MICRO_VIT = "micro_vit"
 TARGETS = ("qkv",)  # query, key and value in one projection, as timm's transformers have them
-MICRO_VIT_PIXELS = 32
 MICRO_VIT_WEIGHTS = Path(__file__).parents[1] / "weights" / "micro_vit.safetensors"
-
-
-def is_vision(name: str) -> bool:
-    return name == MICRO_VIT or timm.is_model(name)
 
 
 def own_image_size(name: str) -> int:
     """Side in pixels that the model was pre-trained with."""
-    if name == MICRO_VIT:
-        return MICRO_VIT_PIXELS
     pretrained = timm.get_pretrained_cfg(name)
     return pretrained.input_size[-1] if pretrained else 224
 

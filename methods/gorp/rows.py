@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from methods.levels import is_sharded
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Rows:
     def of(cls, parameter: Tensor) -> Rows:
         """How ``parameter`` is split; ValueError where it is split by anything but rows."""
         data, shape = parameter.data, tuple(parameter.shape)
-        split = [n for n, p in enumerate(data.placements) if not p.is_replicate()] if isinstance(data, DTensor) else []
-        if not isinstance(data, DTensor) or not split:
+        split = [n for n, p in enumerate(data.placements) if not p.is_replicate()] if is_sharded(data) else []
+        if not is_sharded(data) or not split:
             return cls(shape, 0, shape[0] if shape else 1)
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
         if len(split) > 1 or not data.placements[split[0]].is_shard(0):
             raise ValueError(f"placements {data.placements} of a {list(shape)} parameter; split it by rows: Shard(0)")
         mesh = data.device_mesh
@@ -45,7 +47,7 @@ class Rows:
     @staticmethod
     def local(tensor: Tensor) -> Tensor:
         """This rank's rows of a parameter or its gradient, in the same memory."""
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local() if is_sharded(tensor) else tensor
 
     def total(self, part: Tensor) -> Tensor:
         """Sum of the ranks' parts, on every rank; may overwrite ``part``."""

@@ -65,7 +65,7 @@ def calls_of_adapters(model: Model) -> dict[str, int]:
         module.register_forward_hook(called)
 
     for name, module in model.named_modules():
-        if name.endswith("lora_A.default"):
+        if name.endswith("lora_A"):
             count(name, module)
     return counts
 

@@ -133,7 +133,7 @@ def trained(experiment: Experiment, factor: str) -> Tensor:
     """The first block's factor in the newest checkpoint."""
     found = checkpoint.load(experiment.folder)
     assert found is not None
-    return found[0][f"model.backbone.blocks.0.attn.qkv.{factor}.default.weight"]
+    return found[0][f"model.backbone.blocks.0.attn.qkv.{factor}.weight"]
 
 
 @pytest.fixture
