@@ -11,6 +11,9 @@ import torch
 from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 
 
+USUAL_TASKS = 5  # into which classes are divided where nothing is said
+
+
 @dataclass(frozen=True)
 class Part:
     """One task before its rows are read: classes as the source numbers them, and its group where it has one."""
@@ -32,12 +35,16 @@ def divide(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[
 
 def even_tasks(data: Dataset, config: StreamConfig, order_seed: int | None) -> list[Part]:
     """The classes in order, cut into ``benchmark.tasks`` parts whose sizes differ by one at most."""
-    if not isinstance(config.tasks, int):
+    if isinstance(config.tasks, tuple):
         raise BenchmarkError(f"benchmark.tasks: {config.name} has no tasks of its own; say into how many to divide it")
     order = permutation(len(data.class_names), order_seed)[: config.classes]
-    if config.tasks > len(order):
-        raise BenchmarkError(f"benchmark.tasks={config.tasks}: {config.name} has only {len(order)} classes")
-    cuts = [len(order) * t // config.tasks for t in range(config.tasks + 1)]
+    # Unless it is said, at least two classes a task: one alone teaches a trained head nothing.
+    tasks = config.tasks or min(USUAL_TASKS, max(1, len(order) // 2))
+    if tasks > len(order):
+        raise BenchmarkError(
+            f"benchmark.tasks={tasks}: {config.name} has only {len(order)} classes; say {len(order)} or fewer"
+        )
+    cuts = [len(order) * t // tasks for t in range(tasks + 1)]
     return [part_of(data, order[start:stop]) for start, stop in pairwise(cuts)]
 
 

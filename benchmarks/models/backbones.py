@@ -35,8 +35,10 @@ def check_backbone(config: BackboneConfig, head: HeadConfig) -> None:
         from benchmarks.models import language
 
         language.architecture(config.name, config.gguf_file)
-        if language.kind(config) != "encoder" and head.kind != "linear":
-            raise BenchmarkError(f"head.kind={head.kind}: {config.name} writes its answers without a head; say linear")
+        if language.kind(config) != "encoder" and head.kind not in ("auto", "linear"):
+            raise BenchmarkError(
+                f"head.kind={head.kind}: {config.name} writes its answers without a head; leave head out"
+            )
     named_file(config)
 
 

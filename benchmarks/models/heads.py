@@ -21,10 +21,12 @@ class HeadConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["linear", "cosine", "prototype", "gaussian", "ranpac"] = "linear"
+    kind: Literal["auto", "linear", "cosine", "prototype", "gaussian", "ranpac"] = Field(
+        "auto", description="auto: ranpac; nothing on a backbone that writes its answers"
+    )
     start: Literal["zero", "random"] = Field("zero", description="linear: weights before training; random: torch's own")
     shrinkage: float = Field(0.1, gt=0, le=1, description="gaussian: times the mean variance, added to all variances")
-    projection: int = Field(2000, gt=0, description="ranpac: random features; the paper has 10,000")
+    projection: int = Field(1000, gt=0, description="ranpac: random features; the paper has 10,000")
     ridge: float | None = Field(None, gt=0, description="ranpac: penalty; null: by the error on a held-out fifth")
 
 

@@ -225,6 +225,6 @@ def make_readout(config: HeadConfig, width: int, classes: int, seed: int) -> Rea
         return Prototype(width, classes)
     if config.kind == "gaussian":
         return Gaussian(width, classes, config.shrinkage)
-    if config.kind == "ranpac":
+    if config.kind in ("auto", "ranpac"):
         return RanPAC(width, classes, config.projection, config.ridge, seed)
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.speed import gorp, sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
+from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
 
 CASES: dict[str, Callable[[bool], list[Measurement]]] = {
@@ -22,6 +23,7 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "gorp-step": gorp.step,
     "gorp-refresh": gorp.refresh,
     "gorp-leak": gorp.leak,
+    "startup": startup,
 }
 
 

@@ -26,7 +26,8 @@ from orchestrator.settings.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Model = TypeVar("Model", bound=BaseModel)
 GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")
-USUAL = ("micro_vit", "linear")  # a run's name leaves these out
+USUAL = ("micro_vit", "auto")  # a run's name leaves these out
+TEXT_SOURCES, TEXT_BACKBONE = ("jsonl_folder", "hub_texts"), "minilm"  # the usual backbone reads images only
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -59,6 +60,8 @@ def composed_files(chosen: dict[str, str]) -> Any:
     by_hand = [f"{group}={option}" for group, option in chosen.items() if group != "paper"]
     with initialize_config_dir(str(CONFIGS), version_base=None):
         composed = compose("experiment", overrides=by_hand)
+        if composed.benchmark.source in TEXT_SOURCES and not {"backbone", "paper"} & chosen.keys():
+            composed = compose("experiment", overrides=[*by_hand, f"backbone={TEXT_BACKBONE}"])
         if "paper" in chosen:
             plain = composed
             composed = compose("experiment", overrides=[*by_hand, f"paper@_global_={chosen['paper']}"])

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from benchmarks.dataset import StreamConfig
 from benchmarks.models.config import BackboneConfig
@@ -35,9 +35,12 @@ class TrainConfig(Settings):
     epochs: Positive | tuple[Positive, ...] = Field(3, description="for every task, or a list with one for each")
     batch_size: int = Field(32, gt=0, description="examples in a step, over all workers")
     accumulate: int = Field(1, gt=0, description="parts that a step's batch goes through the model in")
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of the adapters")
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="of the adapters")
     first_learning_rate: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="of the adapters in the first task; null: the same as later"
+        1e-3,
+        gt=0,
+        allow_inf_nan=False,
+        description="of the adapters in the first task; null, or where learning_rate alone is given: the same as later",
     )
     head_learning_rate: float = Field(5e-3, gt=0, allow_inf_nan=False)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -47,6 +50,13 @@ class TrainConfig(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     evaluation_batch_size: int = Field(256, gt=0, description="examples in a batch without gradients, on each worker")
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_rate_is_every_tasks(cls, given: Any) -> Any:
+        """Who gives one rate means all tasks: the first task's default rate would contradict it."""
+        alone = isinstance(given, dict) and "learning_rate" in given and "first_learning_rate" not in given
+        return given | {"first_learning_rate": None} if alone else given
 
 
 class ScaleConfig(Settings):
