@@ -77,6 +77,7 @@ class GradientProjection(StackedMethod):
         adapters, *head = groups
         plain = [{"params": list(self.ups.values()), "lr": adapters["lr"]}, *head]
         own = [*self.protected_groups(adapters["lr"]), *({**group, "projected": False} for group in plain)]
+        # The learner gives SGD a momentum in place of betas.
         betas = settings.get("betas", (settings.get("momentum", 0.0), 0.0))
         self.current = GORP(
             [group for group in own if group["params"]],
@@ -111,6 +112,7 @@ class GradientProjection(StackedMethod):
     def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
         """ValueError in the first step, not at the task's end, where a weight takes no part in the loss."""
         idle = [name for name, parameter in self.matrices.items() if parameter.grad is None]
+        # Else it would show in end_task only, after all of the task's training.
         if idle and step == 0:
             raise ValueError(f"method.full_rank: {idle[0].removeprefix(self.prefix)} gets no gradient; leave it out")
 
@@ -118,6 +120,7 @@ class GradientProjection(StackedMethod):
         """Add the task's gradient directions to the protected spaces, freeze its pairs."""
         assert self.current is not None
         self.current.end_task()
+        # Kept here between tasks: each task has an optimiser of its own, with other parts of the head.
         self.spaces, self.current = self.current.spaces, None
         for layer, pair in zip(self.layers.values(), self.active_pairs(self.wholes()), strict=True):
             layer.store(*pair)
@@ -162,6 +165,7 @@ class GradientProjection(StackedMethod):
         self.activate(int(state["active"]))
         named = self.matrices | self.downs
         lost = [name for name in named if f"space.{name}" not in state]
+        # Before the first task ends there are no spaces, and none are missing.
         if lost and next(iter(self.layers.values())).stored_A.shape[1]:
             raise ValueError(f"no protected space for {lost[0]}, though earlier tasks were learned")
         self.spaces = {p: state[f"space.{name}"].to(p.device) for name, p in named.items() if name not in lost}

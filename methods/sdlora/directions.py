@@ -38,6 +38,7 @@ class Directions:
     def measured(self, pairs: Pairs, norm: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of the direction that ``pairs`` make: norms [Q], products with the stored ones [Q, K], squares [Q]."""
         square = torch.cat([squares(*pair) for pair in pairs])
+        # On the CPU: a few float64 numbers, from which each task's scales are made once.
         norms = torch.cat([normalisers(norm, *pair, square.sum()) for pair in pairs]).cpu()
         square = square.cpu()
         found = [self.with_stored(layer, pair) for layer, pair in zip(self.layers, pairs, strict=True)]

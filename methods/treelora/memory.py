@@ -87,6 +87,7 @@ class Memory:
         value = float(self.levels.total(difference.abs().sum()))
         direction, now = difference.sign(), self.levels.parameters()
         lengths = self.levels.total(torch.stack([now.square().sum(), direction.square().sum()])).sqrt()
+        # Relative to the adapter: a fixed step is lost in rounding, or too far off. All signs may be 0: hence clamp.
         step = STEP * lengths[0] / lengths[1].clamp(min=1)
         ahead, behind = self.elsewhere(now + step * direction, again), self.elsewhere(now - step * direction, again)
         factor = weight(config, value, float(loss), share)

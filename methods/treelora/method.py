@@ -91,6 +91,7 @@ class TreeLoRA(LoRA):
     def search_point(self, step: int, gradients: Tensor, again: Again) -> None:
         """Send this rank's sketch; take the answer to the last point, or with staleness 0 to this one."""
         search, own = self.config.search, self.signature.mean
+        # Asked for one interval late, so that the actor answers while the steps go on and none of them waits.
         if search.staleness == 1 and self.asked >= 0:
             self.approach(self.chooser.choose(self.task, self.asked))
         other = None

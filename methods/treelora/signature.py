@@ -46,6 +46,7 @@ class Signature:
 
     def target(self) -> Tensor:
         """What later tasks are drawn to: the mean carrier, or beside mean gradients its last value."""
+        # A copy, since the next call of ``carrier`` writes into the same memory.
         return self.carrier().clone() if self.config.kind == "gradient" else self.mean
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
 
     UserError for anything that the user can mend.
     """
-    read_stream(experiment)  # bad data is found before anything starts
+    read_stream(experiment)  # bad data is found before anything starts, and the workers find the cache filled
     settings = experiment.model_dump(mode="json")
     actor = start_actor(experiment)
     trainer = TorchTrainer(
@@ -34,10 +34,12 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
         run_config=RunConfig(
             name=experiment.name,
             storage_path=str(experiment.folder / "train"),
+            # One lost worker restarts all, as collective calls need every rank; they go on from the last checkpoint.
             failure_config=FailureConfig(max_failures=experiment.scale.max_failures),
             callbacks=callbacks or [],
         ),
     )
+    # What an earlier start left would be taken for this one's error.
     error_file(experiment).unlink(missing_ok=True)
     try:
         trainer.fit()
@@ -61,11 +63,13 @@ def worker(settings: dict[str, Any]) -> None:
     def report(metrics: dict[str, Any]) -> None:
         if place.rank == 0:
             gauges.set(metrics)
+        # A barrier: Train waits until every worker has reported, so all of them have to call it, as often.
         ray.train.report(metrics)
 
     try:
         Session(experiment, place, RemoteSearch(actor, place) if actor else None, report).run()
     except UserError as error:
+        # Raised, it would count as a lost worker and be repeated max_failures times.
         if place.rank == 0:
             write_json(error_file(experiment), str(error))
 

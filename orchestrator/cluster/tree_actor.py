@@ -31,6 +31,7 @@ class TreeActor:
     """A method's service behind async calls; each may be repeated."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # The actor reserves no CPU: with a thread for each core it would slow down the workers.
         torch.set_num_threads(1)
         service = make_service(checked(settings))
         assert service is not None  # the actor is started for methods that have one
@@ -40,6 +41,7 @@ class TreeActor:
 
     async def load(self, state: dict[str, Tensor], parts: int) -> None:
         """Start from a checkpoint's state (empty for a fresh run) with so many partial sketches to a whole."""
+        # Overwrites: the actor may be restarted and empty, or have outlived its workers and be ahead of the checkpoint.
         self.service.expect(parts)
         self.service.load_state_dict(state)
         self.loaded = True
@@ -66,6 +68,7 @@ class TreeActor:
         return self.service.weights(task)
 
     async def until(self, true: Callable[[], bool]) -> None:
+        # Waits without blocking the actor, which has to take the messages that end the wait.
         async with self.changed:
             await self.changed.wait_for(true)
 
@@ -80,6 +83,7 @@ class TreeActor:
             self.changed.notify_all()
 
     def ready(self) -> Service:
+        # An empty search would answer, and wrongly; the error makes Train restart the workers, who load the checkpoint.
         if not self.loaded:
             raise RuntimeError("the tree actor was restarted and waits for the run's checkpoint")
         return self.service
@@ -150,6 +154,7 @@ def start_actor(experiment: Experiment) -> Any:
     """The run's actor, if its method has a central search; it ends with the process that holds the handle."""
     if not has_service(experiment):
         return None
+    # No CPU: all of them are for the workers. Ray repeats calls after a restart, so each of them may come twice.
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TreeActor)
     options = remote.options(name=actor_name(experiment), namespace=NAMESPACE, get_if_exists=True)
     return options.remote(experiment.model_dump(mode="json"))

@@ -21,10 +21,8 @@ class TrialRecords(tune.Callback):
         self.tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "experiment": self.experiment,
-            "tracker": None,
-        }  # Tune stores its callbacks; a client is no data
+        # Tune pickles its callbacks into its snapshots; where a sweep goes on, setup makes a new client.
+        return {"experiment": self.experiment, "tracker": None}
 
     def setup(self, *stop: Any, **info: Any) -> None:
         if self.experiment.tracking.enabled:
@@ -47,6 +45,7 @@ class TrialRecords(tune.Callback):
         **info: Any,
     ) -> None:
         if self.tracker:
+            # From the file and not from ``result``: it has the whole history, also what no report has brought here.
             self.tracker.sync(self.folder(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

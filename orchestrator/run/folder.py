@@ -10,6 +10,7 @@ from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
 BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
+# What a start writes before any work: a run that failed at once may be started with other settings.
 UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
 
 

@@ -51,15 +51,19 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
         if position.step == 0:
             position.loss = None
             learner.begin_task(task, steps)
+        # The order of batches depends on seeds alone: to resume, those that were done are passed over.
         for rows in list(batches(task, learner))[position.step :]:
             position.loss = learner.step(rows, position.step)
             position.step += 1
             hooks.stepped(position, steps)
+            # Not after the last step: the checkpoint below follows at once, and with the task ended.
             if position.step % save_every == 0 and position.step < steps:
                 hooks.save(position)
         learner.end_task()
         measure(learner, stream, position)
         position.task, position.step = position.task + 1, 0
+        # Saved before it is reported: a scheduler may stop a trial at its report, and a task that was reported but not
+        # saved would be learned and reported once more.
         hooks.save(position)
         hooks.learned(position)
 
