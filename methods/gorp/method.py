@@ -171,16 +171,14 @@ class GradientProjection(StackedMethod):
         self.spaces = {p: state[f"space.{name}"].to(p.device) for name, p in named.items() if name not in lost}
         for number, parameter in enumerate(self.optimised()):
             assert self.current is not None
-            self.current.load_whole_state(parameter, prefixed(state, f"optimizer.{number}."))
+            prefix = f"optimizer.{number}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            self.current.load_whole_state(parameter, own)
 
     def optimised(self) -> list[nn.Parameter]:
         """What the optimiser of the task under way moves, in its order; nothing between tasks."""
         groups = self.current.param_groups if self.current else []
         return [parameter for group in groups for parameter in group["params"]]
-
-
-def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def whole_modules(model: nn.Module, config: GORPConfig) -> list[str]:

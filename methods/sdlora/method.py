@@ -33,6 +33,7 @@ from methods.levels import Levels
 from methods.lora import modules_to_adapt
 from methods.sdlora.config import SDLoRAConfig
 from methods.sdlora.directions import Directions
+from methods.sdlora.gram import fit
 from methods.stacked.method import Pairs, StackedMethod
 
 MAGNITUDES = "magnitudes"
@@ -102,7 +103,7 @@ class SDLoRA(StackedMethod):
     def absorbed_by_old(self, magnitudes: Tensor, norms: Tensor, cross: Tensor, square: Tensor) -> Tensor:
         """Which projections [Q] the old directions take over; their magnitudes grow by it (equations 7 and 8)."""
         settings, count = self.config.absorption, len(self.directions)
-        found = self.directions.fitted(cross, square, settings.scope == "joint")
+        found = fit(self.directions.gram, cross, square, joint=settings.scope == "joint")
         residual = found.measured(settings.residual)
         merged = residual <= settings.threshold
         own = magnitudes[count].double().cpu() * (norms[0] if self.config.norm == "joint" else 1)

@@ -35,9 +35,11 @@ def drawn_tree(report: Record, names: Sequence[str]) -> Tree:
     below, known = tasks_below(nodes), search_by_tasks(report)
     branches: dict[int | None, Tree] = {}
     for node in nodes:  # parents come before their children
-        seen = known.get(below[node["id"]])
-        text = Text(node_label(node, names) + (f" ({statistics_text(seen)})" if seen else ""))
-        above = branches.get(node["parent"])
+        label = node_label(node, names)
+        if seen := known.get(below[node["id"]]):
+            pulls, mean, bound = cells(seen)
+            label += f" (pulls {pulls}, mean {mean}, bound {bound})"
+        above, text = branches.get(node["parent"]), Text(label)
         branches[node["id"]] = above.add(text) if above else Tree(text)
     return branches[nodes[0]["id"]]
 
@@ -120,11 +122,6 @@ def search_by_tasks(report: Record) -> dict[frozenset[int], Record]:
     below = tasks_below(nodes)
     known: dict[frozenset[int], Record] = {frozenset(entry["tasks"]): entry for entry in search.get("entries", [])}
     return known | {below[node["id"]]: node for node in nodes}
-
-
-def statistics_text(seen: Record) -> str:
-    pulls, mean, bound = cells(seen)
-    return f"pulls {pulls}, mean {mean}, bound {bound}"
 
 
 def cells(seen: Record) -> tuple[str, str, str]:
