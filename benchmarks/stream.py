@@ -103,7 +103,7 @@ def read(config: StreamConfig) -> Dataset:
 
 
 def score_of(part: Part, config: StreamConfig) -> str:
-    """How the part's answers are judged."""
+    """The name of the score by which the part's answers are measured."""
     if part.classes:
         return "accuracy"
     if part.name in config.text.scores:
@@ -167,7 +167,7 @@ class Ready:
 
 
 def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], config: StreamConfig, form: Format) -> Ready:
-    """Prepare all rows of ``splits`` [part][split] at once, in the records' order, and deal them out again."""
+    """Prepare all rows of ``splits`` [part][split] at once, in the records' order, then divide them again."""
     rows = torch.cat([own for part in splits for own in part])
     owners = torch.cat([torch.full((sum(map(len, part)),), index) for index, part in enumerate(splits)])
     # The image cache is sorted by path, as the records are: in this order it is read in place, in any other copied.

@@ -41,7 +41,7 @@ PLACES = ("storage=", "tracking.", "checkpoint.")
 
 
 class Study(Settings):
-    """What a study's file says."""
+    """The content of a study's file."""
 
     title: str
     about: str = ""
@@ -173,7 +173,7 @@ def check_page(output: Path) -> None:
 
 
 def command(file: Path, settings: list[str]) -> str:
-    """What repeats the study, typed in the project's folder; where its runs lie and are recorded does not matter."""
+    """What repeats the study, typed in the project's folder; settings of storage and records are left out."""
     project, absolute = Path(__file__).resolve().parents[1], file.resolve()
     # Of a file elsewhere the name alone: a page that is published should not show somebody's folders.
     name = str(absolute.relative_to(project)) if absolute.is_relative_to(project) else file.name

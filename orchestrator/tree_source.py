@@ -40,7 +40,7 @@ def find_tree(run: str, settings: list[str]) -> FoundTree:
 
 
 def experiment_of(run: str, settings: list[str]) -> Experiment:
-    """What the run's folder says it is; without a folder, what the settings say."""
+    """The experiment as the run's folder has it; without a folder, as the settings have it."""
     composed = load_experiment([*settings, f"name={Path(run).name}"])
     folder = composed.storage / run
     if (folder / "trials").is_dir():

@@ -72,7 +72,7 @@ def reason(error: Exception) -> str:
 
 
 def position_limit(config: BackboneConfig) -> int | None:
-    """How many tokens the backbone can tell apart by their position; None where any number."""
+    """The most tokens that the backbone has positions for; None where there is no limit."""
     found = architecture(config.name, config.gguf_file).get_text_config()
     # T5 has relative positions, and no such field.
     return getattr(found, "max_position_embeddings", None)

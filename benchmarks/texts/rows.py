@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TextTask:
-    """One task; ``labels`` are all its labels in order, None where only its train rows tell them."""
+    """One task; ``labels`` are all its labels in order, None where they follow from its train rows."""
 
     name: str
     train: Split

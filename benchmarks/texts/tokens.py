@@ -115,7 +115,7 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def identity(format: TextFormat) -> list[Any]:
-    """What tells one tokenizer from another: its name on the hub, or the files of its folder."""
+    """What identifies a tokenizer: its name on the hub, or the files of its folder."""
     folder = Path(format.tokenizer)
     if not folder.is_dir():
         return [format.tokenizer, format.gguf_file]

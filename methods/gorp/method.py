@@ -189,9 +189,9 @@ def whole_modules(model: nn.Module, config: GORPConfig) -> list[str]:
         if not absent:
             return checked_matrices(model, modules_to_adapt(model, endings, (), None), config.compression.rank)
     linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-    told = "null: not known" if wanted is None else f"{list(wanted)}: no module ends in {absent[0]!r}"
+    problem = "null: not known" if wanted is None else f"{list(wanted)}: no module ends in {absent[0]!r}"
     raise ValueError(
-        f"method.full_rank={told}; linear modules here end in {', '.join(linear)}; [] trains LoRA pairs alone"
+        f"method.full_rank={problem}; linear modules here end in {', '.join(linear)}; [] trains LoRA pairs alone"
     )
 
 

@@ -16,7 +16,7 @@ STEP = 1e-3  # of a central difference, relative to the length of the adapter
 class Memory:
     """Local values [levels, width] for each entry; an entry has ``counts`` tasks.
 
-    ``targets`` are what the regulariser draws to, ``adapters`` the values at the end of the task (empty where no
+    ``targets`` are what the regulariser pulls towards, ``adapters`` the values at the end of the task (empty where no
     setting asks for them), ``weights`` the entries' shares in a mean over the tree.
     """
 

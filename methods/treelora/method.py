@@ -112,7 +112,7 @@ class TreeLoRA(LoRA):
         return self.sketch(self.levels.flat(matrix))
 
     def approach(self, chosen: list[int]) -> None:
-        """Be near to these entries from now on; an adapter of its own starts at the end of the first ones."""
+        """Regularise towards these entries from now on; ``per_task_from_nearest`` starts at the first ones' adapter."""
         starts_there = self.config.adapter == "per_task_from_nearest" and not self.chosen and chosen
         self.chosen = chosen
         if starts_there:

@@ -1,4 +1,4 @@
-"""What a search and a tree look like as plain values, for reports and for people."""
+"""A search and a tree as plain values, for reports."""
 
 from __future__ import annotations
 

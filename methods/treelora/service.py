@@ -114,7 +114,7 @@ class TreeService:
         return (task, step) in self.answers
 
     def choose(self, task: int, step: int) -> list[int]:
-        """The entry to be near to, for each level, as of that search point; empty while there is none."""
+        """The entry chosen for each level at that search point; empty while there is none."""
         return self.answers[task, step]
 
     def close_task(self, task: int, part: int, sketch: Sketch) -> None:

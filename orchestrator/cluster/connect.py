@@ -32,7 +32,7 @@ def connected(experiment: Experiment) -> Iterator[str]:
             logging_level=logging.ERROR,
         )
     try:
-        # Ray itself would queue them: for all it knows, nodes may still join.
+        # Ray would not refuse but queue them, as further nodes may join.
         check_workers(experiment, int(ray.cluster_resources().get("CPU", 0)))
         yield f"http://{context.dashboard_url}"
     finally:

@@ -1,8 +1,8 @@
 """Runs as jobs on a Ray cluster: submit, list, follow and stop them through its Jobs API.
 
 A job is ``python run.py train ...`` or ``python run.py sweep ...`` in a copy of the files that git
-tracks here, so data, results and secrets stay behind. The cluster asks for its token: clients find
-it in RAY_AUTH_TOKEN, in the file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token.
+tracks here, so data, results and secrets stay behind. The cluster requires its token, which clients
+read from RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """One submitted job as the cluster knows it."""
+    """One submitted job, as the cluster's Jobs API lists it."""
 
     id: str
     status: str

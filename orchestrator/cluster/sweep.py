@@ -1,4 +1,4 @@
-"""Ray Tune over runs: a light driver for each trial starts its own Train run.
+"""Ray Tune over runs: each trial is a driver that needs no CPU and starts a Train run of its own.
 
 The objective is the mean accuracy over the seen tasks' validation splits; test accuracy is only reported. ASHA
 compares trials at the same number of finished tasks. Tune's own state lies in ``<sweep>/tune`` and is unpickled when a
@@ -98,7 +98,7 @@ def trial(parameters: dict[str, Any]) -> None:
         train_on_workers(experiment, [TuneReportCallback()])
     else:
         run_here(experiment, tune.report)
-    # Workers write an error that the user must mend to a file; raised here, it makes the trial a failed one.
+    # Workers write an error that the user must fix to a file; raised here, it makes the trial a failed one.
     finished(experiment.folder)
 
 
@@ -133,7 +133,7 @@ def scheduler(experiment: Experiment, tasks: int) -> AsyncHyperBandScheduler | N
 
 
 def at_a_time(experiment: Experiment) -> int:
-    """Trials at the same time: as set, else as many as have room for their workers."""
+    """Trials at the same time: as set, else as many as the CPUs allow with one for each worker."""
     # Drivers reserve no CPU, so that Tune alone would start all trials at once.
     room = int(ray.cluster_resources().get("CPU", 1)) // max(experiment.scale.workers, 1)
     return experiment.sweep.concurrent or max(1, room)

@@ -20,9 +20,9 @@ from orchestrator.settings.errors import UserError
 
 
 def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None) -> None:
-    """The run as Ray Train job; Ray has to be connected, and the tree actor lives as long as this call.
+    """The run as Ray Train job; Ray has to be connected, and the tree actor ends with this call.
 
-    UserError for anything that the user can mend.
+    UserError for anything that the user can fix.
     """
     read_stream(experiment)  # bad data is found before anything starts, and the workers find the cache filled
     settings = experiment.model_dump(mode="json")
@@ -53,7 +53,7 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
 
 
 def worker(settings: dict[str, Any]) -> None:
-    """One Train worker. An error that the user must mend is written down, since a restart would only repeat it."""
+    """One Train worker. An error that the user must fix goes to a file, since a restart would only repeat it."""
     experiment = checked(settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), experiment.scale.sharding, get_device())

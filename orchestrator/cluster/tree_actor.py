@@ -1,8 +1,7 @@
-"""The central search of one run as an async Ray actor, and the chooser through which workers talk to it.
+"""The central search of one run as an async Ray actor, and the proxy through which workers call it.
 
 The actor owns no durable state: every start of the run's workers loads the search from the run's checkpoint. An actor
-that Ray restarted has lost its memory and says so to the next caller; Train then restarts the workers, and they load
-it again.
+that Ray restarted is empty and raises at the next call; Train then restarts the workers, and they load it again.
 """
 
 from __future__ import annotations
@@ -90,7 +89,8 @@ class TreeActor:
 
 
 class RemoteSearch:
-    """One worker's line to the actor: observations are sent without waiting, the first worker asks for all.
+    """One worker's proxy of the actor: sketches are sent without waiting; the first worker fetches each answer and
+    broadcasts it.
 
     All calls but ``observe`` and ``close_task`` are made by all workers together.
     """
@@ -125,7 +125,7 @@ class RemoteSearch:
         return self.told("weights", task)
 
     def told(self, call: str, *arguments: Any) -> list[float]:
-        """One answer for all workers: the first one asks, once its own messages have arrived without an error."""
+        """One answer, fetched by the first worker and broadcast; errors of earlier messages are raised first."""
         self.settle()
         return self.place.from_first(self.ask(call, *arguments) if self.place.rank == 0 else [])
 
@@ -141,11 +141,11 @@ class RemoteSearch:
         return self.ask("report") if self.place.rank == 0 else {}
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """One call to the actor, waited for."""
+        """One blocking call to the actor."""
         return ray.get(getattr(self.actor, call).remote(*arguments))
 
     def settle(self) -> None:
-        """Earlier messages have arrived by now; this is where an error in one of them comes to light."""
+        """Wait for the messages sent before, mostly long processed, and raise the error of one that failed."""
         ray.get(self.sent)
         self.sent.clear()
 
@@ -179,7 +179,7 @@ def has_service(experiment: Experiment) -> bool:
 
 
 def live_report(experiment: Experiment) -> dict[str, Any] | None:
-    """What the actor of a run that is under way has to tell; None where there is no cluster or no such actor."""
+    """The report of the actor of a running run; None where there is no cluster or no such actor."""
     try:
         with joined():
             return ray.get(find_actor(experiment).report.remote(), timeout=ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""The records of a sweep's trials, written as Tune tells of them."""
+"""MLflow records of a sweep's trials, written from Tune's callbacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.settings.config import Experiment
 
 
 class TrialRecords(tune.Callback):
-    """Keeps a child record for each trial, in Tune's driver. Which record is whose is kept in the trials' folders."""
+    """A child record for each trial, written by Tune's driver; the id of each record is in the trial's folder."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment

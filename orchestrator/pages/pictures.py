@@ -1,4 +1,4 @@
-"""The figures of a report as inline SVG that takes font and ink from the page; equal input gives equal bytes."""
+"""The figures of a report as inline SVG with the font and text colour of the page; equal input gives equal bytes."""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
     """Heading -> what a row cost on average."""
     minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
     memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / MEBIBYTE)
+    # A run that trains nothing, as a frozen one with a closed-form head, may take no time at all.
     share = mean_of(runs, lambda run: run["seconds"]["method"] / max(training_seconds(run), 1e-9))
     return {
         "minutes": f"{minutes:.1f}",

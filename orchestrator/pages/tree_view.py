@@ -30,7 +30,7 @@ def tree_parts(report: Record, names: Sequence[str]) -> list[RenderableType]:
 
 
 def drawn_tree(report: Record, names: Sequence[str]) -> Tree:
-    """All nodes, with what the search knows of them."""
+    """All nodes, with pulls, mean and bound of the last search."""
     nodes = report["tree"]["nodes"]
     below, known = tasks_below(nodes), search_by_tasks(report)
     branches: dict[int | None, Tree] = {}
@@ -116,7 +116,7 @@ def tasks_below(nodes: Sequence[Record]) -> dict[int, frozenset[int]]:
 
 
 def search_by_tasks(report: Record) -> dict[frozenset[int], Record]:
-    """What the last search knows of the entry or node that holds just these tasks."""
+    """The last search's statistics of the entry or node that holds exactly these tasks."""
     search = report.get("search") or {}
     nodes = search.get("nodes", [])
     below = tasks_below(nodes)

@@ -1,4 +1,4 @@
-"""Model, method and optimiser of one run on one worker: take a step, count right answers, hand over the state."""
+"""Model, method and optimiser of one run on one worker: training steps, evaluation, state for the checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 
 
 class Learner:
-    """What the loop drives. Every worker holds one and all workers call it in step."""
+    """What the loop calls. Every worker has one, and all of them make the same calls in the same order."""
 
     def __init__(self, experiment: Experiment, stream: TaskStream, place: Place, chooser: Chooser | None) -> None:
         # All workers draw the same initial weights, as sharding takes each worker's part of its own copy.
@@ -44,7 +44,7 @@ class Learner:
         self.method = method_class(experiment.method.name)(experiment.method)
         blocks = [name.removeprefix("backbone.") for name in self.model.block_names]
         try:
-            # Before the model is wrapped: DDP and FSDP2 know only the parameters that are there by then.
+            # Before the model is wrapped: DDP and FSDP2 handle only the parameters that exist by then.
             self.method.adapt(self.model.backbone, self.model.targets, blocks, len(stream.tasks))
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -135,7 +135,7 @@ class Learner:
         return float(loss)
 
     def differentiate(self, rows: Tensor, number: int) -> Tensor:
-        """Mean loss of the global batch ``rows``; its gradient lies in the parameters afterwards."""
+        """Mean loss of the global batch ``rows``; its gradient is in the parameters' ``grad`` afterwards."""
         # Dropout's numbers by step, so that a resumed run draws the same; a hash of integers, unlike one of strings, is
         # the same in every process.
         torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
@@ -166,7 +166,7 @@ class Learner:
     def backward(self, rows: Tensor, count: int) -> Tensor:
         """Add the gradient of ``rows``, a part of ``count`` rows; workers take every world-th row.
 
-        A worker without a row lends an ear with weight zero, so that collective calls stay paired.
+        A worker without a row computes one with weight zero: it has to join the collective calls of the pass.
         """
         mine = rows[self.place.rank :: self.place.world]
         weight = float(len(mine) > 0)

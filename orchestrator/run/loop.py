@@ -35,7 +35,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the world outside wants to know: called on every worker at the same points."""
+    """Callbacks of the loop, called on every worker at the same points; they may make collective calls."""
 
     save: Callable[[Position], None]
     stepped: Callable[[Position, int], None]  # with the number of steps of the task
@@ -43,7 +43,7 @@ class Hooks:
 
 
 def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int) -> None:
-    """Go through the stream from ``position`` on; ``position`` ends behind the last task."""
+    """Go through the stream from ``position`` on, which is updated in place and ends behind the last task."""
     if not position.initial:
         position.initial = scores(learner, stream, 0, "test")[0]
     for task in stream.tasks[position.task :]:

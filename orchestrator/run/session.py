@@ -29,7 +29,7 @@ VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "
 
 
 class Search(Chooser, Protocol):
-    """A chooser whose state can travel in the run's checkpoint; all workers call these together."""
+    """A chooser whose state is part of the run's checkpoint; all workers call these together."""
 
     def expect(self, parts: int) -> None: ...
 
@@ -111,7 +111,7 @@ class Session:
             self.report(task_metrics(position, position.task - 1))
 
     def progress(self, steps: int) -> None:
-        """Tell watchers how far the run is; a file, so that it crosses processes and survives them."""
+        """Write progress.json, from which other processes show the progress and keep the MLflow record."""
         self.written = time.monotonic()
         if self.place.rank == 0:
             history = [task_metrics(self.position, task) for task in range(self.position.task)]

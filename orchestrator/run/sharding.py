@@ -1,7 +1,7 @@
 """Several workers, one model: none, ddp or fsdp2, with gloo on CPU and nccl on GPU.
 
-A place says which share of the work is this process's. In one process every sum is the identity, so that the same
-learner runs whole, replicated or sharded.
+A ``Place`` is one worker's rank, world size, device and kind of sharding. In one process every sum is the identity, so
+that the same learner runs whole, replicated or sharded.
 """
 
 from __future__ import annotations
