@@ -1,1 +1,1 @@
-"""Streams of tasks, backbones, scores and metrics: everything that a method is judged on."""
+"""Streams of tasks, backbones, scores and metrics: everything that a method is measured with."""

@@ -19,6 +19,7 @@ def data_folder(config: StreamConfig) -> Path:
     """``benchmark.path`` as a folder: an archive is unpacked, and a single folder at the top is entered."""
     place = located(config)
     folder = place if place.is_dir() else unpacked(place)
+    # Only a folder that has folders: the one class of a data set is not entered.
     while len(inside := folders(folder)) == 1 and folders(inside[0]):
         folder = inside[0]
     return folder
@@ -46,9 +47,10 @@ def unpacked(archive: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
-            opened.extractall(folder, filter="data")
+            opened.extractall(folder, filter="data")  # refuses links and paths that lead out of the folder
         return
     with zipfile.ZipFile(archive) as opened:
+        # zipfile would quietly put such a name elsewhere inside the folder.
         for name in opened.namelist():
             path = PurePosixPath(name.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts:

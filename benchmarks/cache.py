@@ -40,6 +40,7 @@ def cached(kind: str, made_from: dict[str, Any], make: Callable[[Path], None]) -
         return folder, False
     check_writable(folder.parent)
     with FileLock(f"{folder}.lock"):
+        # Another process may have made it while this one waited.
         if folder.exists():
             return folder, False
         make_whole(folder, make)
@@ -48,6 +49,7 @@ def cached(kind: str, made_from: dict[str, Any], make: Callable[[Path], None]) -
 
 def make_whole(folder: Path, make: Callable[[Path], None]) -> None:
     beside = folder.with_name(f"{folder.name}.new")
+    # What a killed process left; the lock says that nobody works on it.
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""What an accuracy matrix says: the summary numbers of continual learning, with their formulas.
+"""Summary numbers of an accuracy matrix: those of continual learning, with their formulas.
 
 ``R[i][j]`` is the accuracy on task j after learning task i (both from 0, T tasks, values in 0 to 1). A number that
 a stream cannot have (forgetting of a single task) is None. Names differ between papers; the formulas here are what

@@ -15,7 +15,6 @@ from statistics import mean, stdev
 import torch
 import typer
 from safetensors import safe_open
-from torch import Tensor
 
 from benchmarks.dataset import StreamConfig
 from benchmarks.models.backbones import build_model, input_format
@@ -67,18 +66,10 @@ def frozen_accuracy(data: StreamConfig, pretrained: bool, seed: int) -> float:
     for rows in drawn.split(500):
         batch = task.train.take(rows).batch()
         model.collect(batch, torch.ones(len(rows), dtype=torch.bool))
-    model.finish(alone)
-    scores = [model.scores(task.test.take(rows).batch(), task, [task.classes]) for rows in batches(len(task.test))]
+    model.finish(lambda sums: sums)  # one worker, whose sums are the total
+    batches = torch.arange(len(task.test)).split(500)
+    scores = [model.scores(task.test.take(rows).batch(), task, [task.classes]) for rows in batches]
     return float(torch.cat(scores).mean())
-
-
-def alone(sums: Tensor) -> Tensor:
-    """The total over one worker."""
-    return sums
-
-
-def batches(count: int) -> tuple[Tensor, ...]:
-    return torch.arange(count).split(500)
 
 
 def percent(values: list[float]) -> str:

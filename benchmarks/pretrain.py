@@ -145,6 +145,7 @@ class Trainer:
             state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        # The schedule is not saved: it follows from the number of steps.
         for _ in range(note["epoch"] * self.steps):
             self.schedule.step()
         return note["epoch"]

@@ -1,4 +1,4 @@
-"""Where data lies, and how images are read from archives."""
+"""Folders of data, and how images are read from archives."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def read(config: StreamConfig) -> Dataset:
 
 
 def score_of(part: Part, config: StreamConfig) -> str:
-    """How the part's answers are judged."""
+    """The name of the score by which the part's answers are measured."""
     if part.classes:
         return "accuracy"
     if part.name in config.text.scores:
@@ -137,6 +137,7 @@ def class_rows(records: Records, part: Part, split: str, config: StreamConfig) -
 
 
 def drawn(rows: Tensor, limit: int | None) -> Tensor:
+    # Seeded by their number alone: a class has the same rows in every order, subset and seed.
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))][:limit]
 
 
@@ -166,9 +167,10 @@ class Ready:
 
 
 def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], config: StreamConfig, form: Format) -> Ready:
-    """Prepare all rows of ``splits`` [part][split] at once, in the records' order, and deal them out again."""
+    """Prepare all rows of ``splits`` [part][split] at once, in the records' order, then divide them again."""
     rows = torch.cat([own for part in splits for own in part])
     owners = torch.cat([torch.full((sum(map(len, part)),), index) for index, part in enumerate(splits)])
+    # The image cache is sorted by path, as the records are: in this order it is read in place, in any other copied.
     rows, order = rows.sort()
     owners = owners[order]
     prepared = prepare(records, rows, owners, parts, config, form)

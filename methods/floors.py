@@ -1,4 +1,4 @@
-"""The two floors that a method has to beat: adapt never, and adapt once.
+"""Two baselines that a method has to beat: never adapt, and adapt on the first task only.
 
 With a closed-form head, adapting on the first task alone is hard to beat: the features of later tasks are then free of
 drift, and so are the statistics of old classes.

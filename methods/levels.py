@@ -19,7 +19,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-NOWHERE = -1  # the coordinate of padding
+# The coordinate of padding: below every real one, so that ``>= 0`` leaves padding out when whole levels are put
+# together. With 0 instead, all padding would be written to a level's first element.
+NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Levels:
         self.sizes = [size for _, size in laid_out]
         self.lengths = [sum(part.size for part in level) for level in self.slices]
         self.width = max(self.lengths, default=0)
+        # Mostly all blocks are alike and nothing is padded: then ``flat`` is a view, and no copy in every step.
         self.padded = min(self.lengths, default=0) < self.width
         self.tensors = [part.parameter for level in self.slices for part in level]
 
@@ -89,6 +92,7 @@ class Levels:
     @torch.no_grad()
     def set_parameters(self, matrix: Tensor) -> None:
         """Write local values [levels, width] into the parameters, in place."""
+        # Private, but torch's optimisers rest on it: one call for all tensors instead of one for each.
         torch._foreach_copy_(locals_of(self.tensors), self.pieces(matrix))
 
     @torch.no_grad()
@@ -146,6 +150,7 @@ class Levels:
 
     def whole(self, matrix: Tensor) -> list[Tensor]:
         """Local values [levels, width] to whole levels, on every rank: each element has one owner, the rest add 0."""
+        # A sum and no gather: shards are uneven, and empty where a tensor has fewer rows than there are ranks.
         result = []
         for row, where, size in zip(matrix, self.coordinates().to(matrix.device), self.sizes, strict=True):
             full = torch.zeros(size, dtype=matrix.dtype, device=matrix.device)
@@ -187,11 +192,13 @@ def local_range(parameter: nn.Parameter) -> tuple[int, int]:
     data = parameter.data
     if not is_sharded(data):
         return 0, parameter.numel()
+    # Private, but DTensor has no public way to ask where an uneven shard begins.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(data.shape, data.device_mesh, data.placements)
     rows = parameter.numel() // parameter.shape[0]
     count = data.to_local().numel()
+    # An empty shard's offset is behind the tensor's end.
     return (offset[0] * rows if count else 0), count
 
 
@@ -212,5 +219,6 @@ def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
     """The gradients; one that is missing is made."""
     for parameter in parameters:
         if parameter.grad is None:
+            # zeros_like keeps a DTensor's placements.
             parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -8,7 +8,7 @@ from torch import Tensor
 from methods.levels import Levels
 
 BINS = 4096
-LOWEST, HIGHEST = -80.0, 20.0  # powers of two
+LOWEST, HIGHEST = -80.0, 20.0  # powers of two; what is smaller counts as zero, what is larger is in the last bin
 
 
 def sparsify(levels: Levels, gradients: Tensor, sparsity: float) -> Tensor:
@@ -32,6 +32,7 @@ def magnitude_bin(gradient: Tensor) -> Tensor:
 
 def threshold_bins(counts: Tensor, sizes: list[int], sparsity: float) -> Tensor:
     """The highest bin of each level above which (with it) lies at least the share to keep, [levels]."""
+    # Flipped twice: cumsum adds from the lowest bin only.
     from_top = counts.flip(1).cumsum(1).flip(1)
     keep = (1 - sparsity) * torch.tensor(sizes, dtype=counts.dtype, device=counts.device)
     keep = keep.round(decimals=6)  # (1 - 0.7) * 10 is a little more than 3

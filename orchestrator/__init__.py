@@ -10,14 +10,15 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # actors that ask for no GPU keep CUDA_VISIBLE_DEVICES as it is
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own console; ours takes its place
-    "RAY_worker_maximum_startup_concurrency": "8",  # a run starts many actors that need no CPU
+    "RAY_worker_maximum_startup_concurrency": "8",  # default: the CPUs; a run starts actors that need none
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that does not answer is told within seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 by default: minutes until a dead server is reported
 }
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 if "RAY_ADDRESS" not in os.environ:
-    # A cluster of this machine alone then binds to 127.0.0.1; Ray names the switch after the systems it was made for.
+    # With 0 a local Ray binds to 127.0.0.1 on Linux too; else it takes the machine's address, which others can reach.
+    # The name is that of the systems for which Ray made the switch.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -104,6 +104,7 @@ def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) ->
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, as a rename does not cross file systems.
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
             new = Path(beside) / folder.name
             lora_config(backbone, pairs).save_pretrained(str(new))
@@ -121,7 +122,8 @@ def lora_config(backbone: str, pairs: Pairs) -> LoraConfig:
 
     ranks = {name: len(down) for name, (down, _) in pairs.items()}
     rank = max(ranks.values())
-    others = {f"^{name}": own for name, own in ranks.items() if own != rank}  # PEFT's form for a whole name
+    # PEFT matches these after any prefix and a dot: without ^, encoder.layers.1.q would take the rank of layers.1.q.
+    others = {f"^{name}": own for name, own in ranks.items() if own != rank}
     return LoraConfig(
         base_model_name_or_path=backbone,
         inference_mode=True,

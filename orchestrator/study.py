@@ -23,7 +23,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ PLACES = ("storage=", "tracking.", "checkpoint.")
 
 
 class Study(Settings):
-    """What a study's file says."""
+    """The content of a study's file."""
 
     title: str
     about: str = ""
@@ -80,25 +80,30 @@ def experiments(file: Path, study: Study, settings: list[str]) -> dict[str, dict
 
     The one group of a study without groups is "".
     """
+    check_folders(file, study)
+    found: dict[str, dict[str, list[Experiment]]] = {group: {} for group in study.groups}
+    for group, label in product(study.groups, study.rows):
+        row = full_name(group, label)
+        given = [*study.settings, *study.groups[group], *study.rows[label], *settings]  # the last word on a key counts
+        with row_named(file, row):
+            found[group][label] = [
+                load_experiment([*given, f"seed={seed}", f"name={run_name(file, row, seed)}"]) for seed in study.seeds
+            ]
+    return found
+
+
+def check_folders(file: Path, study: Study) -> None:
+    """UserError for two rows whose names differ only in what a folder's name leaves out."""
     owners: dict[str, str] = {}
-    for row in (named(group, label) for group in study.groups for label in study.rows):
+    for group, label in product(study.groups, study.rows):
+        row = full_name(group, label)
         other = owners.setdefault(run_name(file, row, 0), row)
         if other != row:
             raise UserError(f"{file}: the rows {other!r} and {row!r} would have the same folder; rename one")
-    return {
-        group: {label: experiments_of_row(file, study, group, label, settings) for label in study.rows}
-        for group in study.groups
-    }
 
 
-def experiments_of_row(file: Path, study: Study, group: str, label: str, settings: list[str]) -> list[Experiment]:
-    given, row = [*study.settings, *study.groups[group], *study.rows[label], *settings], named(group, label)
-    with row_named(file, row):
-        return [load_experiment([*given, f"seed={s}", f"name={run_name(file, row, s)}"]) for s in study.seeds]
-
-
-def named(group: str, label: str) -> str:
-    """A row as it is told of."""
+def full_name(group: str, label: str) -> str:
+    """A row's name in messages, folders and results: its group in front where there are groups."""
     return f"{group}, {label}" if group else label
 
 
@@ -121,24 +126,22 @@ def run_study(
     """
     study = read_study(file)
     groups = experiments(file, study, settings)
-    for group, label, runs in each_row(groups):
-        with row_named(file, named(group, label)):
-            check(runs[0])
+    rows = [(group, label, runs) for group, labels in groups.items() for label, runs in labels.items()]
+    for group, label, runs in rows:
+        with row_named(file, full_name(group, label)):
+            check(runs[0])  # the others differ in their seed alone
     check_page(output)
     results: dict[str, Rows] = {}
-    total, number = sum(len(runs) for _, _, runs in each_row(groups)), count(1)
-    for group, label, runs in each_row(groups):
+    number, total = 0, sum(len(runs) for _, _, runs in rows)
+    for group, label, runs in rows:
         done = results.setdefault(group, {}).setdefault(label, [])
         for experiment in runs:
-            told = f"run {next(number)} of {total}: {named(group, label)}, seed {experiment.seed}"
-            print(told, file=sys.stderr, flush=True)
+            number += 1
+            line = f"run {number} of {total}: {full_name(group, label)}, seed {experiment.seed}"
+            print(line, file=sys.stderr, flush=True)
             done.append(launch(experiment))
         write_pages(output, study, command(file, settings), results)
-    return {named(group, label): runs for group, rows in results.items() for label, runs in rows.items()}
-
-
-def each_row(groups: dict[str, dict[str, list[Experiment]]]) -> list[tuple[str, str, list[Experiment]]]:
-    return [(group, label, runs) for group, rows in groups.items() for label, runs in rows.items()]
+    return {full_name(group, label): runs for group, labels in results.items() for label, runs in labels.items()}
 
 
 def write_pages(output: Path, study: Study, repeat: str, results: dict[str, Rows]) -> None:
@@ -170,13 +173,9 @@ def check_page(output: Path) -> None:
 
 
 def command(file: Path, settings: list[str]) -> str:
-    """What repeats the study; where its runs lie and are recorded does not matter."""
+    """What repeats the study, typed in the project's folder; settings of storage and records are left out."""
+    project, absolute = Path(__file__).resolve().parents[1], file.resolve()
+    # Of a file elsewhere the name alone: a page that is published should not show somebody's folders.
+    name = str(absolute.relative_to(project)) if absolute.is_relative_to(project) else file.name
     needed = [setting for setting in settings if not setting.startswith(PLACES)]
-    return shlex.join(["run.py", "compare", shown(file), *needed])
-
-
-def shown(file: Path) -> str:
-    """The file as a reader would type it from the project's folder."""
-    project = Path(__file__).resolve().parents[1]
-    absolute = file.resolve()
-    return str(absolute.relative_to(project)) if absolute.is_relative_to(project) else file.name
+    return shlex.join(["run.py", "compare", name, *needed])

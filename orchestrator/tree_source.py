@@ -30,6 +30,7 @@ def find_tree(run: str, settings: list[str]) -> FoundTree:
     experiment = experiment_of(run, settings)
     if make_service(experiment) is None:
         raise UserError(f"{run}: method {experiment.method.name} has no tree; name a run of one that has, as treelora")
+    # The actor before the checkpoint, which lacks what was observed since.
     found = of_result(experiment) or of_actor(experiment) or of_checkpoint(experiment)
     if found is None and not experiment.folder.is_dir():
         raise UserError(f"{run}: no such run in {experiment.storage}; name another, or set storage=…")
@@ -39,7 +40,7 @@ def find_tree(run: str, settings: list[str]) -> FoundTree:
 
 
 def experiment_of(run: str, settings: list[str]) -> Experiment:
-    """What the run's folder says it is; without a folder, what the settings say."""
+    """The experiment as the run's folder has it; without a folder, as the settings have it."""
     composed = load_experiment([*settings, f"name={Path(run).name}"])
     folder = composed.storage / run
     if (folder / "trials").is_dir():

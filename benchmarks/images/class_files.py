@@ -58,6 +58,7 @@ def image_dataset(
     if problems:
         rest = [f for f in found if f.name not in classes and f.domain not in domains]
         named = [f"{place}: {problem}" for problem in problems]
+        # Once more, since without these a class or domain that was complete may lack images.
         return image_dataset(rest, place, skip_bad, [*skipped, *named], names)
     class_names, group_names = sorted({f.name for f in found}), sorted({f.domain for f in found} - {""})
     train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))

@@ -48,7 +48,7 @@ def prepare_images(items: Sequence[Path], size: int, skip_bad: bool) -> Prepared
 
 
 def signature(file: str) -> tuple[str, int, int]:
-    """Path, bytes and time of change; a file that is not there is told by the decoding."""
+    """Path, bytes and time of change; a missing file is reported by the decoding."""
     try:
         found = os.stat(file)
     except OSError:
@@ -68,7 +68,7 @@ def refuse(bad: dict[str, str], count: int, skip_bad: bool) -> None:
 def make(folder: Path, files: list[str], size: int, skip_bad: bool) -> None:
     """Write the images that can be decoded, one after the other, and the reasons why others cannot.
 
-    Plain writes, unlike writes to a memory map, tell of a full disk with an error.
+    Plain writes raise an error on a full disk; writes to a memory map end the process with SIGBUS.
     """
     bad = {}
     with (folder / ARRAY).open("wb") as array:

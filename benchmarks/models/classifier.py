@@ -19,7 +19,9 @@ from benchmarks.models.readouts import make_readout
 if TYPE_CHECKING:
     from benchmarks.stream import Task
 
-NEVER = -(2**62)  # no label: torch would leave out -100, which a label of another task can become
+# A number that no label can be. By default torch leaves rows labelled -100 out of the loss, and a label of another task
+# can become -100 once the task's first class is subtracted; with this one torch refuses it as out of range.
+NEVER = -(2**62)
 
 
 class Classifier(Model):
@@ -43,6 +45,7 @@ class Classifier(Model):
     def forward(self, batch: Batch, task: Task) -> Tensor:
         """Cross-entropy over the task's classes alone, so that old rows of the head get no gradient."""
         classes = task.classes
+        # All parts of the head compute, for DDP waits for a gradient of every parameter; those left out get zeros.
         logits = self.head(self.features(batch.inputs)).float()[:, classes.start : classes.stop]
         return functional.cross_entropy(logits, batch.labels - classes.start, ignore_index=NEVER, reduction="none")
 
@@ -95,6 +98,7 @@ class ImageClassifier(Classifier):
         self.size, mean, std = pixels
         self.mean: Tensor
         self.std: Tensor
+        # Buffers move with the model; not persistent, as they follow from the backbone's name.
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
@@ -114,7 +118,7 @@ class TextClassifier(Classifier):
         super().__init__(backbone, int(backbone.config.hidden_size), targets, head, parts, seed)  # type: ignore[union-attr, arg-type]
 
     def features(self, inputs: Tensor) -> Tensor:
-        tokens = trimmed(inputs)
+        tokens = trimmed(inputs)  # rows of a stream are as long as its longest text
         mask = tokens != PADDING
         hidden = self.backbone(input_ids=tokens.clamp(min=0), attention_mask=mask.long()).last_hidden_state
         return pooled(hidden, mask)

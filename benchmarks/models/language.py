@@ -73,8 +73,9 @@ def reason(error: Exception) -> str:
 
 
 def position_limit(config: BackboneConfig) -> int | None:
-    """How many tokens the backbone can tell apart by their position; None where any number."""
+    """The most tokens that the backbone has positions for; None where there is no limit."""
     found = architecture(config.name, config.gguf_file).get_text_config()
+    # T5 has relative positions, and no such field.
     return getattr(found, "max_position_embeddings", None)
 
 
@@ -96,7 +97,7 @@ def load(config: BackboneConfig) -> nn.Module:
     auto = AUTO[kind(config)]
     if config.pretrained is True:
         return loaded(config, partial(auto.from_pretrained, located(config.name), **gguf(config.gguf_file)))
-    about = copy.deepcopy(architecture(config.name, config.gguf_file))  # a model writes into its description
+    about = copy.deepcopy(architecture(config.name, config.gguf_file))  # transformers writes into it, and it is cached
     backbone: Any = auto.from_config(about, dtype="float32")
     if file := named_file(config):
         weights = read_weights(file)
@@ -107,6 +108,8 @@ def load(config: BackboneConfig) -> nn.Module:
 def loaded(config: BackboneConfig, read: Callable[..., Any]) -> nn.Module:
     """What ``read`` gives, with an error where weights are missing: they would be random, and stay so."""
     try:
+        # Without dtype, transformers 5 takes the checkpoint's own, and bf16 weights round a step of 1e-5 away. Sizes
+        # that do not match are listed as missing weights are, instead of raising with a page of text.
         backbone, found = read(dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True)
     except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise BenchmarkError(f"backbone.name={config.name}: its weights cannot be loaded ({reason(error)})") from None

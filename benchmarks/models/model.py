@@ -78,6 +78,7 @@ class Model(nn.Module, ABC):
         enable = "activation_checkpointing_enable"  # of transformers
         if not hasattr(self.backbone, enable):
             enable = "set_grad_checkpointing"  # of timm
+        # timm and transformers each raise errors of their own where an architecture cannot.
         try:
             getattr(self.backbone, enable)()
         except (AssertionError, AttributeError, ValueError):

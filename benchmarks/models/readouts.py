@@ -48,7 +48,7 @@ class Readout(ABC):
 
     @torch.no_grad()
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
-        """End a task: ``total`` gives the sum over all workers, who all call this, with or without rows.
+        """End a task: ``total`` is a sum over all workers, all of which have to call this, with or without rows.
 
         A worker that collected nothing, not even zero rows, passes zeros on the CPU to ``total``.
         """
@@ -67,6 +67,7 @@ class Readout(ABC):
         """What ``solve`` gave, computed once after each task."""
         if self.solved is None:
             self.solved = self.solve()
+        # Kept where it was needed last, so that it is moved once and not for each batch.
         self.solved = tuple(tensor.to(device) for tensor in self.solved)
         return self.solved
 

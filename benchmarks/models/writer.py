@@ -70,6 +70,7 @@ class AnswerWriter(Model):
             input_ids=tokens,
             attention_mask=mask.long(),
             generation_config=self.backbone.generation_config,
+            # Parameters would not tell: in ``scores``, a registered forward method, they are gathered and no DTensors.
             synced_gpus=isinstance(self, FSDPModule),
         )
         start = 0 if self.backbone.config.is_encoder_decoder else tokens.shape[1]
@@ -94,6 +95,7 @@ class Decoder(AnswerWriter):
         tokens, mask = self.padded(prompts)
         mask = torch.cat([mask, answers != PADDING], 1)
         tokens = torch.cat([tokens, answers.clamp(min=0)], 1)
+        # Logits of the answer's columns alone: those of a whole prompt are [n, length, words], often gigabytes.
         logits = self.logits(tokens, mask, keep=answers.shape[1] + 1, use_cache=False).logits[:, :-1]
         return token_likelihoods(logits, answers)
 
@@ -115,6 +117,7 @@ class Decoder(AnswerWriter):
 
     def logits(self, tokens: Tensor, mask: Tensor, keep: int, **options: Any) -> Any:
         """The model's output on ``tokens``, the last columns of what ``mask`` covers; logits of the last ``keep``."""
+        # Given, since transformers would count the padding at the start as positions.
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         return self.backbone(
             input_ids=tokens, attention_mask=mask.long(), position_ids=positions, logits_to_keep=keep, **options
@@ -136,6 +139,7 @@ class EncoderDecoder(AnswerWriter):
 
     def repeated_likelihoods(self, prompts: Tensor, answers: Tensor, count: int) -> Tensor:
         tokens, mask = self.padded(prompts)
+        # Called apart, so that a prompt is read once and not for each of its options.
         hidden = self.backbone.get_encoder()(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         start = answers.new_full((len(answers), 1), self.backbone.config.decoder_start_token_id)
         output = self.backbone(

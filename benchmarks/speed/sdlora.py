@@ -87,10 +87,8 @@ def fold(toy: bool) -> list[Measurement]:
         stack.enter_context(method.inference())
         stack.enter_context(torch.no_grad())
         seconds: dict[str, float] = {}
-        for networks in (
-            pair,
-            others,
-        ):  # apart: a turn after the loop finds other memory
+        # Apart: a turn after the loop's finds other memory in the cache.
+        for networks in (pair, others):
             runs = {name: inferring(network, images) for name, network in networks.items()}
             seconds |= medians(runs, repeats if networks is pair else max(2, repeats // 5))
     ratios = {name: value / seconds["bare"] for name, value in seconds.items()}

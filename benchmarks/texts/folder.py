@@ -13,7 +13,7 @@ from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import located
 from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors write it, and json refuses it
 
 
 @source("jsonl_folder")
@@ -22,7 +22,7 @@ def jsonl_folder(config: StreamConfig) -> Dataset:
 
     ``benchmark.path`` is the folder or an archive of it; one folder around all tasks is entered.
     ``benchmark.tasks`` names the tasks in order, else they come by name. The labels of a task are listed in
-    ``TASK/labels.json``, or in ``tasks.json`` as ``{TASK: {"labels": [...]}}``, else its train rows tell them.
+    ``TASK/labels.json``, or in ``tasks.json`` as ``{TASK: {"labels": [...]}}``, else they follow from its train rows.
     """
     path, root = located(config), data_folder(config)
     shown = root if path.is_dir() else path
@@ -54,7 +54,7 @@ def chosen(root: Path, path: Path, config: StreamConfig) -> list[str]:
 
 
 def read_task(folder: Path, shown: Path, bad: list[str]) -> TextTask:
-    """Messages call the folder ``shown``: what is in an archive is named by the archive."""
+    """``shown`` is the folder's name in messages: inside an archive, a path below the archive's."""
     train, test = (read_split(folder, shown, split, bad) for split in ("train", "test"))
     return TextTask(folder.name, train, test, given_labels(folder, shown))
 
@@ -81,6 +81,7 @@ def read_split(folder: Path, shown: Path, split: str, bad: list[str]) -> Split:
 
 def json_lines(content: bytes, place: str) -> list[tuple[str, object]]:
     """Every line that is not blank, with its number."""
+    # As bytes: text splits at U+2028 too, which JSON allows inside a string, and one bad byte would spoil all lines.
     lines = enumerate(content.split(b"\n"), 1)
     return [(f"{place}:{number}", line) for number, line in lines if line.strip()]
 
@@ -103,6 +104,7 @@ def parsed(line: bytes) -> object:
         raise RowError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON ({error.msg} at column {error.colno})") from None
+    # A number of over 4,300 digits, or brackets nested too deep.
     except (ValueError, RecursionError) as error:
         raise RowError(f"not JSON ({error})") from None
 

@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TextTask:
-    """One task; ``labels`` are all its labels in order, None where only its train rows tell them."""
+    """One task; ``labels`` are all its labels in order, None where they follow from its train rows."""
 
     name: str
     train: Split
@@ -107,6 +107,7 @@ def assembled(tasks: Iterable[TextTask], bad: list[str], skip_bad: bool) -> Data
         test.append(numbered(task, task.test, numbers, bad))
         class_names += map(str, labels)
         names.append(task.name)
+        # A split without a good row would otherwise hide the reason why its rows are bad.
         if skip_bad or not bad:
             refuse_empty(task, train[-1], test[-1])
     if bad and not skip_bad:

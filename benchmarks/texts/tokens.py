@@ -50,6 +50,7 @@ def prepare_texts(
         "answer_length": answer_length,
         "keep_end": format.answers,
         "tokenizer": identity(format),
+        # Another version may split the same text into other tokens.
         "libraries": [tokenizers.__version__, transformers.__version__],
     }
 
@@ -85,6 +86,7 @@ def tokenise_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str],
     if tokenizer.eos_token is None:
         raise BenchmarkError(f"{tokenizer.name_or_path}: its tokenizer has no end token; name another backbone")
     tokens = padded(tokenizer, answers, add_special_tokens=False)
+    # By hand: only some tokenizers add an end token, and truncation would cut it off.
     room = torch.nn.functional.pad(tokens, (0, 1), value=PADDING)
     ends = (room != PADDING).sum(1, keepdim=True)
     return room.scatter(1, ends, tokenizer.eos_token_id)[:, :length].clone()
@@ -113,7 +115,7 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def identity(format: TextFormat) -> list[Any]:
-    """What tells one tokenizer from another: its name on the hub, or the files of its folder."""
+    """What identifies a tokenizer: its name on the hub, or the files of its folder."""
     folder = Path(format.tokenizer)
     if not folder.is_dir():
         return [format.tokenizer, format.gguf_file]

@@ -1,4 +1,4 @@
-"""Settings of GORP; what each choice is worth is told in docs/."""
+"""Settings of GORP; docs/ has measurements of the choices."""
 
 from __future__ import annotations
 

@@ -77,6 +77,7 @@ class GradientProjection(StackedMethod):
         adapters, *head = groups
         plain = [{"params": list(self.ups.values()), "lr": adapters["lr"]}, *head]
         own = [*self.protected_groups(adapters["lr"]), *({**group, "projected": False} for group in plain)]
+        # The learner gives SGD a momentum in place of betas.
         betas = settings.get("betas", (settings.get("momentum", 0.0), 0.0))
         self.current = GORP(
             [group for group in own if group["params"]],
@@ -111,6 +112,7 @@ class GradientProjection(StackedMethod):
     def edit_gradients(self, step: int, loss: Tensor, again: Again) -> None:
         """ValueError in the first step, not at the task's end, where a weight takes no part in the loss."""
         idle = [name for name, parameter in self.matrices.items() if parameter.grad is None]
+        # Else it would show in end_task only, after all of the task's training.
         if idle and step == 0:
             raise ValueError(f"method.full_rank: {idle[0].removeprefix(self.prefix)} gets no gradient; leave it out")
 
@@ -118,6 +120,7 @@ class GradientProjection(StackedMethod):
         """Add the task's gradient directions to the protected spaces, freeze its pairs."""
         assert self.current is not None
         self.current.end_task()
+        # Kept here between tasks: each task has an optimiser of its own, with other parts of the head.
         self.spaces, self.current = self.current.spaces, None
         for layer, pair in zip(self.layers.values(), self.active_pairs(self.wholes()), strict=True):
             layer.store(*pair)
@@ -162,21 +165,20 @@ class GradientProjection(StackedMethod):
         self.activate(int(state["active"]))
         named = self.matrices | self.downs
         lost = [name for name in named if f"space.{name}" not in state]
+        # Before the first task ends there are no spaces, and none are missing.
         if lost and next(iter(self.layers.values())).stored_A.shape[1]:
             raise ValueError(f"no protected space for {lost[0]}, though earlier tasks were learned")
         self.spaces = {p: state[f"space.{name}"].to(p.device) for name, p in named.items() if name not in lost}
         for number, parameter in enumerate(self.optimised()):
             assert self.current is not None
-            self.current.load_whole_state(parameter, prefixed(state, f"optimizer.{number}."))
+            prefix = f"optimizer.{number}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            self.current.load_whole_state(parameter, own)
 
     def optimised(self) -> list[nn.Parameter]:
         """What the optimiser of the task under way moves, in its order; nothing between tasks."""
         groups = self.current.param_groups if self.current else []
         return [parameter for group in groups for parameter in group["params"]]
-
-
-def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def whole_modules(model: nn.Module, config: GORPConfig) -> list[str]:
@@ -187,9 +189,9 @@ def whole_modules(model: nn.Module, config: GORPConfig) -> list[str]:
         if not absent:
             return checked_matrices(model, modules_to_adapt(model, endings, (), None), config.compression.rank)
     linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-    told = "null: not known" if wanted is None else f"{list(wanted)}: no module ends in {absent[0]!r}"
+    problem = "null: not known" if wanted is None else f"{list(wanted)}: no module ends in {absent[0]!r}"
     raise ValueError(
-        f"method.full_rank={told}; linear modules here end in {', '.join(linear)}; [] trains LoRA pairs alone"
+        f"method.full_rank={problem}; linear modules here end in {', '.join(linear)}; [] trains LoRA pairs alone"
     )
 
 

@@ -99,7 +99,7 @@ class GORP(torch.optim.Optimizer):
         }
         options |= {"selection": selection, "side": side, "rank": rank, "every": every, "scale": scale, "lr": lr}
         options |= {"betas": betas, "eps": eps, "energy": energy, "cap": cap, "projected": True}
-        self.layouts: dict[Tensor, Compression] = {}
+        self.layouts: dict[Tensor, Compression] = {}  # first, as torch's constructor calls add_param_group
         super().__init__(params, options)
         for parameter, space in (spaces or {}).items():
             self.set_space(parameter, space)
@@ -111,6 +111,7 @@ class GORP(torch.optim.Optimizer):
         try:
             self.lay_out()
         except ValueError:
+            # A caller that catches the error is left with an optimiser that still works.
             self.param_groups.pop()
             raise
         group = self.param_groups[-1]
@@ -126,6 +127,7 @@ class GORP(torch.optim.Optimizer):
         self.layouts = {p: Compression.of(group, p, n, self.label(p)) for n, (group, p) in enumerate(everything)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch's copies and pickles hold defaults, groups and state alone.
         super().__setstate__(state)
         self.lay_out()
 
@@ -227,6 +229,7 @@ class GORP(torch.optim.Optimizer):
         ValueError, with nothing changed, if a projected parameter has had no usable gradient.
         """
         projected = [(group, p) for group in self.param_groups if group["projected"] for p in group["params"]]
+        # All checks come before the first change.
         for _, parameter in projected:
             if not self.state[parameter]["step"]:
                 raise ValueError(

@@ -40,6 +40,7 @@ class Rows:
         if len(split) > 1 or not data.placements[split[0]].is_shard(0):
             raise ValueError(f"placements {data.placements} of a {list(shape)} parameter; split it by rows: Shard(0)")
         mesh = data.device_mesh
+        # Private, but DTensor has no public way to ask for the first row of an uneven shard.
         local, offset = compute_local_shape_and_global_offset(data.shape, mesh, data.placements)
         group = mesh.get_group(split[0]) if mesh.size(split[0]) > 1 else None
         return cls(shape, offset[0] if local[0] else 0, local[0], group)
@@ -53,6 +54,7 @@ class Rows:
         """Sum of the ranks' parts, on every rank; may overwrite ``part``."""
         if self.group is None:
             return part
+        # all_reduce refuses transposed views.
         part = part.contiguous()
         dist.all_reduce(part, group=self.group)
         return part
@@ -61,6 +63,7 @@ class Rows:
         """Rows [count, ...] of every rank to all rows [shape[0], ...], on every rank."""
         if self.group is None:
             return rows
+        # all_gather wants shards of equal size; a sum with zeros takes uneven and empty ones.
         found = rows.new_zeros(self.shape[0], *rows.shape[1:])
         found[self.first : self.first + self.count] = rows
         return self.total(found)

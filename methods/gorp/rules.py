@@ -18,6 +18,7 @@ def adam(state: State, gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor,
     first.lerp_(gradient, 1 - slow)
     second.mul_(slower).addcmul_(gradient, gradient, value=1 - slower)
     root = second.sqrt().div_(math.sqrt(1 - slower**step)).add_(group["eps"])
+    # The direction in the memory of ``root``; the correction as a factor saves another pass over it.
     return torch.div(first, root, out=root), 1 / (1 - slow**step)
 
 

@@ -46,8 +46,8 @@ def extend(
     With M the summary and M~ its part outside the space, ``reach`` adds the fewest left singular vectors j of M~ for
     which (|M|^2 - |M~|^2 + |M~_j|^2) / |M|^2 >= ``energy``; ``below``, which the released code counts, as many as
     there are j with |M~_j|^2 / |M~|^2 < ``energy``, one fewer and possibly none. Directions that rounding alone could
-    make are never added, and a warning, which calls the space ``label``, tells when it would
-    exceed ``cap`` x d or spans everything.
+    make are never added. A warning that calls the space ``label`` is logged where it would exceed ``cap`` x d, or
+    where it spans everything.
     """
     size, known = space.shape
     carriers = summary.double()

@@ -1,4 +1,4 @@
-"""Settings of SD-LoRA and of its variants; what each choice is worth is told in docs/."""
+"""Settings of SD-LoRA and of its variants; docs/ has measurements of the choices."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from methods.sdlora.gram import Fit, fit, grown, normalisers, products, squares
+from methods.sdlora.gram import grown, normalisers, products, squares
 from methods.stacked.layer import StackedLinear
 from methods.stacked.method import Pairs
 
@@ -38,6 +38,7 @@ class Directions:
     def measured(self, pairs: Pairs, norm: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of the direction that ``pairs`` make: norms [Q], products with the stored ones [Q, K], squares [Q]."""
         square = torch.cat([squares(*pair) for pair in pairs])
+        # On the CPU: a few float64 numbers, from which each task's scales are made once.
         norms = torch.cat([normalisers(norm, *pair, square.sum()) for pair in pairs]).cpu()
         square = square.cpu()
         found = [self.with_stored(layer, pair) for layer, pair in zip(self.layers, pairs, strict=True)]
@@ -49,10 +50,6 @@ class Directions:
         if not self.ranks:
             return torch.zeros(len(layer.sections), 0, dtype=torch.float64)
         return products(layer.stored_A, layer.stored_B, self.ranks, *pair).cpu()
-
-    def fitted(self, cross: Tensor, square: Tensor, joint: bool) -> Fit:
-        """The new direction by the stored ones (equation 7)."""
-        return fit(self.gram, cross, square, joint)
 
     def add(self, pairs: Pairs, norms: Tensor, cross: Tensor, square: Tensor) -> None:
         """Store ``pairs``; their gain stays 1 until ``settle``."""

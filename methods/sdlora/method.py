@@ -33,6 +33,7 @@ from methods.levels import Levels
 from methods.lora import modules_to_adapt
 from methods.sdlora.config import SDLoRAConfig
 from methods.sdlora.directions import Directions
+from methods.sdlora.gram import fit
 from methods.stacked.method import Pairs, StackedMethod
 
 MAGNITUDES = "magnitudes"
@@ -52,6 +53,7 @@ class SDLoRA(StackedMethod):
     def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
         """Layers with room for directions in the place of all targets, and beside them one magnitude for each task."""
         self.stack(model, modules_to_adapt(model, targets, blocks, self.config.levels), self.config.rank)
+        # On the backbone and for all tasks at once: FSDP2 shards only what is there when the model is wrapped.
         model.register_parameter(MAGNITUDES, nn.Parameter(torch.full((tasks,), self.config.magnitude)))
         self.directions = Directions(list(self.layers.values()))
         self.task, self.rank = 0, self.config.rank
@@ -65,6 +67,7 @@ class SDLoRA(StackedMethod):
     def begin_task(self, task: int, steps: int, epochs: int) -> None:
         """Divide the last direction by its norm, set the magnitudes, start fresh pairs."""
         wholes, count = self.wholes(), len(self.directions)
+        # Changed in place below: ``put`` writes all of ``wholes`` back to the model.
         magnitudes = self.magnitudes(wholes)
         if self.directions.fresh and self.config.norm == "joint":
             magnitudes[count - 1] *= self.directions.norms[0, -1].to(magnitudes)
@@ -88,6 +91,7 @@ class SDLoRA(StackedMethod):
     def keep(self, pairs: Pairs, magnitudes: Tensor) -> None:
         """Store what no old direction takes over; a projection that is taken over stores zeros."""
         norms, cross, square = self.directions.measured(pairs, self.config.norm)
+        # The share of each projection that is stored, 0 or 1.
         left = torch.ones_like(square)
         if self.config.variant == "kd" and len(self.directions):
             left = 1 - self.absorbed_by_old(magnitudes, norms, cross, square).to(left)
@@ -99,7 +103,7 @@ class SDLoRA(StackedMethod):
     def absorbed_by_old(self, magnitudes: Tensor, norms: Tensor, cross: Tensor, square: Tensor) -> Tensor:
         """Which projections [Q] the old directions take over; their magnitudes grow by it (equations 7 and 8)."""
         settings, count = self.config.absorption, len(self.directions)
-        found = self.directions.fitted(cross, square, settings.scope == "joint")
+        found = fit(self.directions.gram, cross, square, joint=settings.scope == "joint")
         residual = found.measured(settings.residual)
         merged = residual <= settings.threshold
         own = magnitudes[count].double().cpu() * (norms[0] if self.config.norm == "joint" else 1)

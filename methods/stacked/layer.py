@@ -130,6 +130,7 @@ class StackedLinear(nn.Module):
             raise RuntimeError("the layer is folded already: unfold it first")
         parameter = self.base.get_parameter("weight")
         [weight] = locals_of([parameter])
+        # A copy, as subtracting the update again would not give the same bits.
         self.unfolded = weight.clone()
         start = local_range(parameter)[0] // self.base.in_features
         weight += delta[start : start + len(weight)].to(weight)

@@ -31,6 +31,7 @@ class StackedMethod(Method):
 
     def stack(self, model: nn.Module, names: Sequence[str], rank: int, dropout: float = 0.0) -> None:
         """Put layers with room for directions in the places of the modules ``names``."""
+        # The learner has just seeded torch with the run's seed.
         self.model, self.seed = model, torch.initial_seed()
         self.layers = {name: stacked(model, name, rank, dropout) for name in names}
         for name, layer in self.layers.items():
@@ -39,6 +40,7 @@ class StackedMethod(Method):
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:
         self.levels = levels
         names = [part.name for level in levels.slices for part in level]
+        # Names have a prefix where the backbone is part of a model, and none where a method is used alone.
         end = f"{next(iter(self.layers))}.lora_A"
         self.prefix = next(name for name in names if name.endswith(end)).removesuffix(end)
 
@@ -62,6 +64,7 @@ class StackedMethod(Method):
 
     def start_pairs(self, wholes: Wholes, task: int) -> None:
         """A fresh pair in every layer, which changes nothing; the same for this seed and task wherever it is drawn."""
+        # Not torch's own generator, whose state depends on the steps before and differs after a resume.
         generator = torch.Generator().manual_seed(hash((self.seed, task)) % 2**63)
         for name in self.layers:
             a, b = self.factors(name, wholes)

@@ -1,4 +1,4 @@
-"""Settings of TreeLoRA; what each choice is worth is told in docs/."""
+"""Settings of TreeLoRA; docs/ has measurements of the choices."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ def mean_of_products(levels: Levels, adapters: list[Tensor], shares: list[float]
     result = dict(factors[0])
     for name in [name for name in result if "lora_A." in name]:
         pair = name.replace("lora_A.", "lora_B.")
+        # The sum of products is one product of factors that stand side by side.
         left = torch.cat([share * found[pair] for share, found in zip(shares, factors, strict=True)], 1)
         right = torch.cat([found[name] for found in factors], 0)
         result[pair], result[name] = truncated(left, right, len(result[name]))

@@ -16,7 +16,7 @@ STEP = 1e-3  # of a central difference, relative to the length of the adapter
 class Memory:
     """Local values [levels, width] for each entry; an entry has ``counts`` tasks.
 
-    ``targets`` are what the regulariser draws to, ``adapters`` the values at the end of the task (empty where no
+    ``targets`` are what the regulariser pulls towards, ``adapters`` the values at the end of the task (empty where no
     setting asks for them), ``weights`` the entries' shares in a mean over the tree.
     """
 
@@ -87,6 +87,7 @@ class Memory:
         value = float(self.levels.total(difference.abs().sum()))
         direction, now = difference.sign(), self.levels.parameters()
         lengths = self.levels.total(torch.stack([now.square().sum(), direction.square().sum()])).sqrt()
+        # Relative to the adapter: a fixed step is lost in rounding, or too far off. All signs may be 0: hence clamp.
         step = STEP * lengths[0] / lengths[1].clamp(min=1)
         ahead, behind = self.elsewhere(now + step * direction, again), self.elsewhere(now - step * direction, again)
         factor = weight(config, value, float(loss), share)

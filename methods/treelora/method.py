@@ -91,6 +91,7 @@ class TreeLoRA(LoRA):
     def search_point(self, step: int, gradients: Tensor, again: Again) -> None:
         """Send this rank's sketch; take the answer to the last point, or with staleness 0 to this one."""
         search, own = self.config.search, self.signature.mean
+        # Asked for one interval late, so that the actor answers while the steps go on and none of them waits.
         if search.staleness == 1 and self.asked >= 0:
             self.approach(self.chooser.choose(self.task, self.asked))
         other = None
@@ -111,7 +112,7 @@ class TreeLoRA(LoRA):
         return self.sketch(self.levels.flat(matrix))
 
     def approach(self, chosen: list[int]) -> None:
-        """Be near to these entries from now on; an adapter of its own starts at the end of the first ones."""
+        """Regularise towards these entries from now on; ``per_task_from_nearest`` starts at the first ones' adapter."""
         starts_there = self.config.adapter == "per_task_from_nearest" and not self.chosen and chosen
         self.chosen = chosen
         if starts_there:

@@ -1,4 +1,4 @@
-"""What a search and a tree look like as plain values, for reports and for people."""
+"""A search and a tree as plain values, for reports."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ def nodes(stored: StoredTasks) -> list[dict[str, Any]]:
     result = []
     for node in stored.tree.nodes():
         entries = node.pop("entries")
-        result.append(node | {"tasks": None if entries is None else tasks_of(stored, entries)})
+        tasks = None if entries is None else sorted(task for entry in entries for task in stored.tasks[entry])
+        result.append(node | {"tasks": tasks})
     return result
-
-
-def tasks_of(stored: StoredTasks, entries: list[int]) -> list[int]:
-    return sorted(task for entry in entries for task in stored.tasks[entry])
 
 
 def search_record(

@@ -57,6 +57,7 @@ class TreeService:
         at the entries chosen last (``observe=fresh_grad``); then both are of the present batch. ValueError for a task
         that is not under way, and for sketches that are not finite or not of this run's make.
         """
+        # A message that is repeated, by Ray or by a worker that resumes from an older step, changes nothing.
         if self.closed(task) or self.answered(task, step):
             return
         whole = self.gathered((task, step), part, (sketch, other))
@@ -78,6 +79,7 @@ class TreeService:
             self.scope = (task, epoch, period)
             pulls = self.config.rounds if self.config.observe == "stored" else 1
             rounds = pulls * max(1, (period - 1) // self.config.every)
+            # The prime keeps the seeds of (task + 1, epoch) and (task, epoch + 1) apart.
             seed = self.seed + task + 1_000_003 * epoch
             self.search = Searches(self.config, self.stored.tree, self.stored.array(), rounds, seed)
         return self.search
@@ -112,13 +114,14 @@ class TreeService:
         return (task, step) in self.answers
 
     def choose(self, task: int, step: int) -> list[int]:
-        """The entry to be near to, for each level, as of that search point; empty while there is none."""
+        """The entry chosen for each level at that search point; empty while there is none."""
         return self.answers[task, step]
 
     def close_task(self, task: int, part: int, sketch: Sketch) -> None:
         """Store the finished task's signature, once all parts are in."""
         if self.closed(task):
             return
+        # No search point has step -1.
         whole = self.gathered((task, -1), part, (sketch, None))
         if whole is not None:
             self.records |= self.record()
@@ -150,6 +153,7 @@ class TreeService:
             "scope": self.scope,
         }
         state = {name: torch.from_numpy(numpy.array(values)) for name, values in arrays.items()}
+        # As bytes in a tensor: a checkpoint keeps a search as tensors alone.
         return state | {"log": torch.frombuffer(bytearray(json.dumps(log).encode()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -45,7 +45,8 @@ class Signature:
         self.mean.lerp_(seen, 1 / self.count)
 
     def target(self) -> Tensor:
-        """What later tasks are drawn to: the mean carrier, or beside mean gradients its last value."""
+        """What the regulariser pulls later tasks towards: the mean carrier, or beside mean gradients its last value."""
+        # A copy, since the next call of ``carrier`` writes into the same memory.
         return self.carrier().clone() if self.config.kind == "gradient" else self.mean
 
     def state_dict(self) -> dict[str, Tensor]:

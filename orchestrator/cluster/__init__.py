@@ -1,1 +1,1 @@
-"""Runs and sweeps on Ray: Train workers, the tree actor, Tune trials, jobs. The only room that imports ray."""
+"""Runs and sweeps on Ray: Train workers, the tree actor, Tune trials, jobs. The only subpackage that imports ray."""

@@ -18,20 +18,21 @@ def connected(experiment: Experiment) -> Iterator[str]:
     """Ray for the time of a command; gives the dashboard's address.
 
     ``RAY_ADDRESS`` names a cluster to join, and is set inside a job. Otherwise one is started here, with everything
-    bound to 127.0.0.1 (see this package's ``__init__``). The dashboard process stays on: Ray's cleaner of stopped
-    trials needs it.
+    bound to 127.0.0.1 (see this package's ``__init__``).
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
         context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         context = ray.init(
+            # The actor that frees a stopped trial's placement group needs this process; without it the CPUs stay taken.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     try:
+        # Ray would not refuse but queue them, as further nodes may join.
         check_workers(experiment, int(ray.cluster_resources().get("CPU", 0)))
         yield f"http://{context.dashboard_url}"
     finally:

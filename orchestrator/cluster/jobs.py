@@ -1,8 +1,8 @@
 """Runs as jobs on a Ray cluster: submit, list, follow and stop them through its Jobs API.
 
 A job is ``python run.py train ...`` or ``python run.py sweep ...`` in a copy of the files that git
-tracks here, so data, results and secrets stay behind. The cluster asks for its token: clients find
-it in RAY_AUTH_TOKEN, in the file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token.
+tracks here, so data, results and secrets stay behind. The cluster requires its token, which clients
+read from RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ if TYPE_CHECKING:
 COMMANDS = ("train", "sweep")
 # The inner quotes are for the grammar of settings, in which a bare ~ is an error.
 DEFAULT_STORAGE = "storage='~/evergreen/runs'"
+# Also set by orchestrator, but a cluster's worker processes import Ray before they import this project.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 JOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-CONNECT_SECONDS, ANSWER_SECONDS = 5, 60
+CONNECT_SECONDS, ANSWER_SECONDS = 5, 60  # Ray's own client waits for ever
 STOP_SECONDS = 60
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Job:
-    """One submitted job as the cluster knows it."""
+    """One submitted job, as the cluster's Jobs API lists it."""
 
     id: str
     status: str
@@ -95,6 +96,7 @@ def listing(address: str) -> list[Job]:
         for detail in details
         if detail.submission_id  # interactive drivers are listed too, without one
     ]
+    # A job without a start time is still pending, so that it is the newest.
     return sorted(jobs, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
 
 
@@ -111,6 +113,7 @@ def follow(address: str, job: str, *, tail: bool) -> Iterator[str]:
 def stop(address: str, job: str) -> str:
     """End a job and return its final status: STOPPED, or another if it had ended before."""
     with cluster(address, job) as client:
+        # stop_job returns once the signal is sent; the job itself may take seconds to end.
         client.stop_job(job)
         return ended(client, job, STOP_SECONDS)
 
@@ -144,6 +147,7 @@ def setting(command: list[str], key: str) -> str | None:
 
 def submission_id(command: list[str]) -> str:
     """A new id that starts with the run's name, in letters that are safe in a URL and a shell."""
+    # A random end, since Ray refuses an id that any earlier job had, and a run is resumed by submitting it again.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", setting(command, "name") or "").lstrip(".-")
     return f"{name[:100] or command[0]}-{secrets.token_hex(4)}"
 

@@ -1,4 +1,4 @@
-"""Ray Tune over runs: a light driver for each trial starts its own Train run.
+"""Ray Tune over runs: each trial is a driver that needs no CPU and starts a Train run of its own.
 
 The objective is the mean accuracy over the seen tasks' validation splits; test accuracy is only reported. ASHA
 compares trials at the same number of finished tasks. Tune's own state lies in ``<sweep>/tune`` and is unpickled when a
@@ -29,9 +29,9 @@ from orchestrator.settings.config import Experiment
 from orchestrator.settings.space import samples, space_of
 
 OBJECTIVE = "validation_accuracy"
-DRIVER: dict[str, float] = {
-    "memory": 1
-}  # Tune refuses to run a trial on nothing, and a sliver of CPU would cost a worker its own
+# What a trial's driver asks for beside its workers: one byte. Tune refuses a trial without any resource, and a fraction
+# of a CPU would leave less than a whole one for a worker.
+DRIVER: dict[str, float] = {"memory": 1}
 
 
 def sweep(experiment: Experiment) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def sweep(experiment: Experiment) -> dict[str, Any]:
     space = space_of(experiment)
     tasks = len(read_stream(experiment).tasks)
     claim_sweep(experiment)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in one line each, below
+    # Tune logs a failed trial's whole traceback; launch.py prints one line for each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     results = tuner(experiment, space, tasks).fit()
     summary = summarise(experiment, results)
     write_json(experiment.folder / "sweep.json", summary)
@@ -59,6 +60,7 @@ def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tun
     needs = DRIVER if workers else {"CPU": 1.0}
     trainable = tune.with_resources(trial, needs)
     folder = experiment.folder / "tune"
+    # Restored with its searcher and ASHA's rungs: a new Tuner would draw and count all trials anew.
     if tune.Tuner.can_restore(str(folder)):
         return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
     parameters = {key: domain(value, experiment.sweep.searcher) for key, value in space.items()}
@@ -72,6 +74,7 @@ def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tun
             search_alg=searcher(experiment),
             scheduler=scheduler(experiment, tasks),
             max_concurrent_trials=at_a_time(experiment),
+            # trial_record reads the id from the folder's name; Tune's own names hold all settings and can be too long.
             trial_dirname_creator=lambda made: made.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -88,12 +91,14 @@ def trial(parameters: dict[str, Any]) -> None:
     experiment = trial_experiment(
         checked(parameters["sweep"]), parameters["settings"], tune.get_context().get_trial_id()
     )
+    # A resumed sweep starts an unfinished trial again, whose run may have been written whole before the stop.
     if claim(experiment):
         return
     if experiment.scale.workers:
         train_on_workers(experiment, [TuneReportCallback()])
     else:
         run_here(experiment, tune.report)
+    # Workers write an error that the user must fix to a file; raised here, it makes the trial a failed one.
     finished(experiment.folder)
 
 
@@ -114,7 +119,8 @@ def domain(value: Any, searcher: str) -> Any:
 def searcher(experiment: Experiment) -> Any:
     if experiment.sweep.searcher == "optuna":
         return OptunaSearch(metric=OBJECTIVE, mode="max", seed=experiment.seed)
-    # Tune's own limit does not reach this generator: trials would start whose workers wait for each other.
+    # max_concurrent_trials limits only searchers that Tune wraps, not this one: trials would start whose workers wait
+    # for each other.
     return BasicVariantGenerator(max_concurrent=at_a_time(experiment), random_state=experiment.seed)
 
 
@@ -122,11 +128,13 @@ def scheduler(experiment: Experiment, tasks: int) -> AsyncHyperBandScheduler | N
     """ASHA by finished tasks: its rungs compare trials that have seen the same tasks."""
     if experiment.sweep.scheduler == "none":
         return None
+    # At max_t ASHA stops a trial by force: Session reports the last task after its result is written.
     return AsyncHyperBandScheduler(time_attr="task", max_t=tasks, grace_period=1, reduction_factor=2)
 
 
 def at_a_time(experiment: Experiment) -> int:
-    """Trials at the same time: as set, else as many as have room for their workers."""
+    """Trials at the same time: as set, else as many as the CPUs allow with one for each worker."""
+    # Drivers reserve no CPU, so that Tune alone would start all trials at once.
     room = int(ray.cluster_resources().get("CPU", 1)) // max(experiment.scale.workers, 1)
     return experiment.sweep.concurrent or max(1, room)
 

@@ -23,4 +23,5 @@ class RunGauges:
 
     def set(self, metrics: dict[str, Any]) -> None:
         for name, gauge in self.gauges.items():
+            # The loss is None where a task took no step; a gauge ignores that and keeps its last value.
             gauge.set(metrics[name], self.tags)

@@ -20,11 +20,11 @@ from orchestrator.settings.errors import UserError
 
 
 def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None) -> None:
-    """The run as Ray Train job; Ray has to be connected, and the tree actor lives as long as this call.
+    """The run as Ray Train job; Ray has to be connected, and the tree actor ends with this call.
 
-    UserError for anything that the user can mend.
+    UserError for anything that the user can fix.
     """
-    read_stream(experiment)  # bad data is found before anything starts
+    read_stream(experiment)  # bad data is found before anything starts, and the workers find the cache filled
     settings = experiment.model_dump(mode="json")
     actor = start_actor(experiment)
     trainer = TorchTrainer(
@@ -34,10 +34,12 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
         run_config=RunConfig(
             name=experiment.name,
             storage_path=str(experiment.folder / "train"),
+            # One lost worker restarts all, as collective calls need every rank; they go on from the last checkpoint.
             failure_config=FailureConfig(max_failures=experiment.scale.max_failures),
             callbacks=callbacks or [],
         ),
     )
+    # What an earlier start left would be taken for this one's error.
     error_file(experiment).unlink(missing_ok=True)
     try:
         trainer.fit()
@@ -51,7 +53,7 @@ def train_on_workers(experiment: Experiment, callbacks: list[Any] | None = None)
 
 
 def worker(settings: dict[str, Any]) -> None:
-    """One Train worker. An error that the user must mend is written down, since a restart would only repeat it."""
+    """One Train worker. An error that the user must fix goes to a file, since a restart would only repeat it."""
     experiment = checked(settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), experiment.scale.sharding, get_device())
@@ -61,11 +63,13 @@ def worker(settings: dict[str, Any]) -> None:
     def report(metrics: dict[str, Any]) -> None:
         if place.rank == 0:
             gauges.set(metrics)
+        # A barrier: Train waits until every worker has reported, so all of them have to call it, as often.
         ray.train.report(metrics)
 
     try:
         Session(experiment, place, RemoteSearch(actor, place) if actor else None, report).run()
     except UserError as error:
+        # Raised, it would count as a lost worker and be repeated max_failures times.
         if place.rank == 0:
             write_json(error_file(experiment), str(error))
 

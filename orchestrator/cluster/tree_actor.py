@@ -1,8 +1,7 @@
-"""The central search of one run as an async Ray actor, and the chooser through which workers talk to it.
+"""The central search of one run as an async Ray actor, and the proxy through which workers call it.
 
 The actor owns no durable state: every start of the run's workers loads the search from the run's checkpoint. An actor
-that Ray restarted has lost its memory and says so to the next caller; Train then restarts the workers, and they load
-it again.
+that Ray restarted is empty and raises at the next call; Train then restarts the workers, and they load it again.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ class TreeActor:
     """A method's service behind async calls; each may be repeated."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # The actor reserves no CPU: with a thread for each core it would slow down the workers.
         torch.set_num_threads(1)
         service = make_service(checked(settings))
         assert service is not None  # the actor is started for methods that have one
@@ -40,6 +40,7 @@ class TreeActor:
 
     async def load(self, state: dict[str, Tensor], parts: int) -> None:
         """Start from a checkpoint's state (empty for a fresh run) with so many partial sketches to a whole."""
+        # Overwrites: the actor may be restarted and empty, or have outlived its workers and be ahead of the checkpoint.
         self.service.expect(parts)
         self.service.load_state_dict(state)
         self.loaded = True
@@ -66,6 +67,7 @@ class TreeActor:
         return self.service.weights(task)
 
     async def until(self, true: Callable[[], bool]) -> None:
+        # Waits without blocking the actor, which has to take the messages that end the wait.
         async with self.changed:
             await self.changed.wait_for(true)
 
@@ -80,13 +82,15 @@ class TreeActor:
             self.changed.notify_all()
 
     def ready(self) -> Service:
+        # An empty search would answer, and wrongly; the error makes Train restart the workers, who load the checkpoint.
         if not self.loaded:
             raise RuntimeError("the tree actor was restarted and waits for the run's checkpoint")
         return self.service
 
 
 class RemoteSearch:
-    """One worker's line to the actor: observations are sent without waiting, the first worker asks for all.
+    """One worker's proxy of the actor: sketches are sent without waiting; the first worker fetches each answer and
+    broadcasts it.
 
     All calls but ``observe`` and ``close_task`` are made by all workers together.
     """
@@ -121,7 +125,7 @@ class RemoteSearch:
         return self.told("weights", task)
 
     def told(self, call: str, *arguments: Any) -> list[float]:
-        """One answer for all workers: the first one asks, once its own messages have arrived without an error."""
+        """One answer, fetched by the first worker and broadcast; errors of earlier messages are raised first."""
         self.settle()
         return self.place.from_first(self.ask(call, *arguments) if self.place.rank == 0 else [])
 
@@ -137,11 +141,11 @@ class RemoteSearch:
         return self.ask("report") if self.place.rank == 0 else {}
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """One call to the actor, waited for."""
+        """One blocking call to the actor."""
         return ray.get(getattr(self.actor, call).remote(*arguments))
 
     def settle(self) -> None:
-        """Earlier messages have arrived by now; this is where an error in one of them comes to light."""
+        """Wait for the messages sent before, mostly long processed, and raise the error of one that failed."""
         ray.get(self.sent)
         self.sent.clear()
 
@@ -150,6 +154,7 @@ def start_actor(experiment: Experiment) -> Any:
     """The run's actor, if its method has a central search; it ends with the process that holds the handle."""
     if not has_service(experiment):
         return None
+    # No CPU: all of them are for the workers. Ray repeats calls after a restart, so each of them may come twice.
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TreeActor)
     options = remote.options(name=actor_name(experiment), namespace=NAMESPACE, get_if_exists=True)
     return options.remote(experiment.model_dump(mode="json"))
@@ -174,7 +179,7 @@ def has_service(experiment: Experiment) -> bool:
 
 
 def live_report(experiment: Experiment) -> dict[str, Any] | None:
-    """What the actor of a run that is under way has to tell; None where there is no cluster or no such actor."""
+    """The report of the actor of a running run; None where there is no cluster or no such actor."""
     try:
         with joined():
             return ray.get(find_actor(experiment).report.remote(), timeout=ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""The records of a sweep's trials, written as Tune tells of them."""
+"""MLflow records of a sweep's trials, written from Tune's callbacks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from orchestrator.settings.config import Experiment
 
 
 class TrialRecords(tune.Callback):
-    """Keeps a child record for each trial, in Tune's driver. Which record is whose is kept in the trials' folders."""
+    """A child record for each trial, written by Tune's driver; the id of each record is in the trial's folder."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "experiment": self.experiment,
-            "tracker": None,
-        }  # Tune stores its callbacks; a client is no data
+        # Tune pickles its callbacks into its snapshots; where a sweep goes on, setup makes a new client.
+        return {"experiment": self.experiment, "tracker": None}
 
     def setup(self, *stop: Any, **info: Any) -> None:
         if self.experiment.tracking.enabled:
@@ -47,6 +45,7 @@ class TrialRecords(tune.Callback):
         **info: Any,
     ) -> None:
         if self.tracker:
+            # From the file and not from ``result``: it has the whole history, also what no report has brought here.
             self.tracker.sync(self.folder(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

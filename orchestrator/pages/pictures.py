@@ -1,4 +1,4 @@
-"""The figures of a report as inline SVG that takes font and ink from the page; equal input gives equal bytes."""
+"""The figures of a report as inline SVG with the font and text colour of the page; equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ MARKERS: dict[str, dict[str, Any]] = {
     "best": {"marker": "o", "color": PALETTE[1], "markerfacecolor": "none", "markersize": 11},
 }
 STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evergreen",
-    "text.parse_math": False,
+    "svg.fonttype": "none",  # letters stay text, in the page's own font
+    "svg.hashsalt": "evergreen",  # ids are random without it, and pages of equal input would differ
+    "text.parse_math": False,  # a dollar sign in a task's name is no formula
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -140,6 +140,7 @@ def objective_picture(sweep: Record, trials: Sequence[Record], swept: Sequence[s
 def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
     """Draw one picture; its ids begin with ``name`` to be unique within the page, its ink is the page's."""
     buffer = io.StringIO()
+    # The date, above all: with it equal input would not give equal bytes.
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style.context(["default", STYLE]), warnings.catch_warnings():
         # The browser sets the text, so glyphs that matplotlib's own font lacks are no loss.
@@ -151,6 +152,7 @@ def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure
     def adapt(tag: re.Match[str]) -> str:
         return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag.group()).replace(INK, "currentColor")
 
+    # Only inside tags: the same letters may stand in a task's name. Several pictures share a page and its ids.
     text = buffer.getvalue()
     text = re.sub("<[^>]+>", adapt, text[text.index("<svg") :])
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

@@ -57,7 +57,7 @@ def page(run: Record | None, sweep: Record | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # by default a misspelt name in the template is an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -92,6 +92,7 @@ def cost_cells(runs: Sequence[Result]) -> dict[str, str]:
     """Heading -> what a row cost on average."""
     minutes = mean_of(runs, lambda run: run["seconds"]["total"] / 60)
     memory = mean_of(runs, lambda run: run["peak_memory_bytes"] / MEBIBYTE)
+    # A run that trains nothing, as a frozen one with a closed-form head, may take no time at all.
     share = mean_of(runs, lambda run: run["seconds"]["method"] / max(training_seconds(run), 1e-9))
     return {
         "minutes": f"{minutes:.1f}",
@@ -154,18 +155,14 @@ def legend(groups: Mapping[str, Rows], command: str) -> str:
 
 def time_legend(groups: Mapping[str, Rows]) -> str:
     """What training times are relative to; a group is named where it has another reference than the one before."""
-    told: list[str] = []
+    phrases: list[str] = []
     for group, rows in groups.items():
-        to = base_named(rows)
-        if one_stream(rows) and not (told and told[-1].endswith(to)):
-            told.append(f"in “{group}” to {to}" if told else f" *Training time* is relative to {to}")
-    return "; ".join(told) + "." if told else ""
-
-
-def base_named(rows: Rows) -> str:
-    label = reference(rows)
-    what = "sequential LoRA" if rows[label][0]["method"] == REFERENCE else "the first row"
-    return f"{what} (row “{label}”)"
+        label = reference(rows)
+        kind = "sequential LoRA" if rows[label][0]["method"] == REFERENCE else "the first row"
+        base = f"{kind} (row “{label}”)"
+        if one_stream(rows) and not (phrases and phrases[-1].endswith(base)):
+            phrases.append(f"in “{group}” to {base}" if phrases else f" *Training time* is relative to {base}")
+    return "; ".join(phrases) + "." if phrases else ""
 
 
 def matrix(label: str, result: Result) -> str:

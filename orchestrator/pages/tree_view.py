@@ -30,14 +30,16 @@ def tree_parts(report: Record, names: Sequence[str]) -> list[RenderableType]:
 
 
 def drawn_tree(report: Record, names: Sequence[str]) -> Tree:
-    """All nodes, with what the search knows of them."""
+    """All nodes, with pulls, mean and bound of the last search."""
     nodes = report["tree"]["nodes"]
     below, known = tasks_below(nodes), search_by_tasks(report)
     branches: dict[int | None, Tree] = {}
     for node in nodes:  # parents come before their children
-        seen = known.get(below[node["id"]])
-        text = Text(node_label(node, names) + (f" ({statistics_text(seen)})" if seen else ""))
-        above = branches.get(node["parent"])
+        label = node_label(node, names)
+        if seen := known.get(below[node["id"]]):
+            pulls, mean, bound = cells(seen)
+            label += f" (pulls {pulls}, mean {mean}, bound {bound})"
+        above, text = branches.get(node["parent"]), Text(label)
         branches[node["id"]] = above.add(text) if above else Tree(text)
     return branches[nodes[0]["id"]]
 
@@ -114,17 +116,12 @@ def tasks_below(nodes: Sequence[Record]) -> dict[int, frozenset[int]]:
 
 
 def search_by_tasks(report: Record) -> dict[frozenset[int], Record]:
-    """What the last search knows of the entry or node that holds just these tasks."""
+    """The last search's statistics of the entry or node that holds exactly these tasks."""
     search = report.get("search") or {}
     nodes = search.get("nodes", [])
     below = tasks_below(nodes)
     known: dict[frozenset[int], Record] = {frozenset(entry["tasks"]): entry for entry in search.get("entries", [])}
     return known | {below[node["id"]]: node for node in nodes}
-
-
-def statistics_text(seen: Record) -> str:
-    pulls, mean, bound = cells(seen)
-    return f"pulls {pulls}, mean {mean}, bound {bound}"
 
 
 def cells(seen: Record) -> tuple[str, str, str]:

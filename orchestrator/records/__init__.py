@@ -1,1 +1,1 @@
-"""What is kept of runs in MLflow. The only room that imports mlflow."""
+"""What is kept of runs in MLflow. The only subpackage that imports mlflow."""

@@ -1,4 +1,4 @@
-"""Where the record of runs lies, and MLflow's own page on it; MLflow itself is not imported here."""
+"""The address of the record of runs, and MLflow's own page on it; MLflow itself is not imported here."""
 
 from __future__ import annotations
 

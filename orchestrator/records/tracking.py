@@ -47,6 +47,7 @@ class Tracker:
         if found := self.client.get_experiment_by_name(name):
             return found.experiment_id
         local = self.uri.startswith("sqlite:")
+        # MLflow's default for a database is ./mlruns, wherever the command happens to be started.
         location = (experiment.storage / "mlflow-artifacts").as_uri() if local else None
         return self.client.create_experiment(name, artifact_location=location)
 
@@ -54,13 +55,16 @@ class Tracker:
         """Create the record of ``folder``, or go on with it."""
         note = read_json(folder / "mlflow.json")
         if note and note["uri"] == self.uri:
+            # Params are not logged again: MLflow refuses to change one, and equal ones bring nothing.
             self.client.update_run(note["run_id"], status="RUNNING")
             return
         tags = {"mlflow.parentRunId": read_json(parent / "mlflow.json")["run_id"]} if parent else {}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        # MLflow's limits: 6,000 characters a value, 100 params a call.
         params = [Param(key, str(value)[:6000]) for key, value in flattened(settings).items()]
         for first in range(0, len(params), 100):
             self.client.log_batch(run.info.run_id, params=params[first : first + 100])
+        # Last, so that a record without its params is not taken for one to go on with.
         write_json(folder / "mlflow.json", {"uri": self.uri, "run_id": run.info.run_id, "logged": 0})
 
     def sync(self, folder: Path) -> None:
@@ -68,6 +72,7 @@ class Tracker:
         note, progress = read_json(folder / "mlflow.json"), read_json(folder / "progress.json")
         if not note or not progress:
             return
+        # Logged twice, a metric would have two points at one step; a call takes 1,000, which is 333 tasks.
         fresh = progress["history"][note["logged"] :]
         now = int(time.time() * 1000)
         points = [

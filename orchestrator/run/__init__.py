@@ -1,1 +1,1 @@
-"""One worker's part of a run, the same in one process and on many; it knows neither Ray nor MLflow."""
+"""One worker's part of a run, the same in one process and on many; it imports neither Ray nor MLflow."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orchestrator.settings.errors import UserError
 
-KEEP = 2
+KEEP = 2  # where the newest is damaged, a run can go on from the one before
 TENSORS, VALUES = "tensors.safetensors", "values.json"
 
 
@@ -32,9 +32,11 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     beside = folder / "new"  # a run has one writer; what a killed one left is replaced
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
+    # safetensors refuses tensors that are not contiguous.
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
     (beside / VALUES).write_text(json.dumps(values))
     target = folder / f"{number:06d}"
+    # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
     beside.rename(target)
     for old in found[: max(0, len(found) + 1 - KEEP)]:
         shutil.rmtree(folder / f"{old:06d}")
@@ -63,6 +65,7 @@ def numbered(folder: Path) -> list[int]:
 def write_json(file: Path, values: Any) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    # With the process in its name: a lost worker may still write while its successor does.
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
     beside.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(beside, file)

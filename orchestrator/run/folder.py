@@ -1,4 +1,4 @@
-"""Whose a run's folder is: made for an experiment, found again by it, and refused to any other."""
+"""Which experiment a run's folder belongs to: made for one, found again by it, and refused to any other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
 BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
+# What a start writes before any work: a run that failed at once may be started with other settings.
 UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
 
 
@@ -73,7 +74,7 @@ def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
 
 
 def error_file(experiment: Experiment) -> Path:
-    """Where a worker writes an error that the user must mend."""
+    """Where a worker writes an error that the user must fix."""
     return experiment.folder / "error.json"
 
 

@@ -1,4 +1,4 @@
-"""Model, method and optimiser of one run on one worker: take a step, count right answers, hand over the state."""
+"""Model, method and optimiser of one run on one worker: training steps, evaluation, state for the checkpoint."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 
 
 class Learner:
-    """What the loop drives. Every worker holds one and all workers call it in step."""
+    """What the loop calls. Every worker has one, and all of them make the same calls in the same order."""
 
     def __init__(self, experiment: Experiment, stream: TaskStream, place: Place, chooser: Chooser | None) -> None:
+        # All workers draw the same initial weights, as sharding takes each worker's part of its own copy.
         torch.manual_seed(experiment.seed)
         self.settings, self.seed, self.stream, self.place = experiment.train, experiment.seed, stream, place
         try:
@@ -43,11 +44,13 @@ class Learner:
         self.method = method_class(experiment.method.name)(experiment.method)
         blocks = [name.removeprefix("backbone.") for name in self.model.block_names]
         try:
+            # Before the model is wrapped: DDP and FSDP2 handle only the parameters that exist by then.
             self.method.adapt(self.model.backbone, self.model.targets, blocks, len(stream.tasks))
         except ValueError as error:
             raise UserError(str(error)) from None
         self.half = half_precision(self.settings.precision, place.device)
         self.wrapped = place.spread(self.model, self.half)
+        # After it: levels are made of this worker's shards.
         self.method.bind(place.levels(self.model), chooser)
         self.seconds = {"train": 0.0, "evaluate": 0.0, "method": 0.0}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -85,6 +88,7 @@ class Learner:
         groups = [group for group in groups if group["params"]]
         momentum = {"momentum": settings.betas[0]} if settings.optimizer == "sgd" else {"betas": settings.betas}
         common: dict[str, Any] = {"weight_decay": settings.weight_decay, **momentum}
+        # A method's own optimiser is saved with the method: its state may not be keyed as torch's is.
         own = self.method_optimizer(groups, common) if groups else None
         self.own_optimizer = own is not None
         self.optimizer = own or (OPTIMIZERS[settings.optimizer](groups, **common) if groups else None)
@@ -105,6 +109,7 @@ class Learner:
                 self.method.end_task()
             except ValueError as error:
                 raise UserError(f"task {self.task.index}: {error}") from None
+        # Moments end with the task; a checkpoint between tasks has none.
         self.optimizer = None
         if self.model.closed_form:
             with self.method.inference():
@@ -130,7 +135,9 @@ class Learner:
         return float(loss)
 
     def differentiate(self, rows: Tensor, number: int) -> Tensor:
-        """Mean loss of the global batch ``rows``; its gradient lies in the parameters afterwards."""
+        """Mean loss of the global batch ``rows``; its gradient is in the parameters' ``grad`` afterwards."""
+        # Dropout's numbers by step, so that a resumed run draws the same; a hash of integers, unlike one of strings, is
+        # the same in every process.
         torch.manual_seed(hash((self.seed, self.task.index, number, self.place.rank)) % 2**63)
         self.wrapped.train()
         loss = sum((self.backward(part, len(rows)) for part in self.parts(rows)), torch.zeros(()))
@@ -139,6 +146,7 @@ class Learner:
 
     def gradient_again(self, rows: Tensor, number: int) -> Tensor:
         """The adapters' gradient of the same batch at their present values; the step's own gradient stays."""
+        # References and no copies: zero_grad drops the gradients, so that the next pass makes new ones.
         kept = [(p, p.grad) for p in self.trained()]
         self.model.zero_grad()
         self.differentiate(rows, number)
@@ -158,13 +166,14 @@ class Learner:
     def backward(self, rows: Tensor, count: int) -> Tensor:
         """Add the gradient of ``rows``, a part of ``count`` rows; workers take every world-th row.
 
-        A worker without a row lends an ear with weight zero, so that collective calls stay paired.
+        A worker without a row computes one with weight zero: it has to join the collective calls of the pass.
         """
         mine = rows[self.place.rank :: self.place.world]
         weight = float(len(mine) > 0)
         batch = self.task.train.take(mine if len(mine) else rows[:1]).batch().to(self.place.device)
         with self.autocast():
             loss = weight * self.wrapped(batch, self.task).sum() / count
+        # DDP and FSDP2 average gradients over the workers; the sum over ``count`` rows of the global batch is wanted.
         (loss * self.place.world).backward()
         return self.place.total(loss.detach())
 
@@ -175,6 +184,7 @@ class Learner:
         candidates = self.stream.candidates(learned, task.index)
         sums: Tensor | float = 0.0
         with self.timed("evaluate"), self.autocast():
+            # The model and not its wrapper: DDP wraps forward alone, and FSDP2 has ``scores`` registered.
             self.model.eval()
             for rows, valid in self.shares(len(examples)):
                 batch = examples.take(rows).batch().to(self.place.device)
@@ -195,6 +205,7 @@ class Learner:
     def shares(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's rows in batches and which of them count; all workers get equally many batches."""
         world = self.place.world
+        # Each pass gathers FSDP2's shards: a worker with a batch fewer would leave the others waiting without end.
         padded = torch.arange(-(-count // world) * world)
         mine = padded[self.place.rank :: world]
         for rows in mine.split(self.settings.evaluation_batch_size):

@@ -35,7 +35,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the world outside wants to know: called on every worker at the same points."""
+    """Callbacks of the loop, called on every worker at the same points; they may make collective calls."""
 
     save: Callable[[Position], None]
     stepped: Callable[[Position, int], None]  # with the number of steps of the task
@@ -43,7 +43,7 @@ class Hooks:
 
 
 def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int) -> None:
-    """Go through the stream from ``position`` on; ``position`` ends behind the last task."""
+    """Go through the stream from ``position`` on, which is updated in place and ends behind the last task."""
     if not position.initial:
         position.initial = scores(learner, stream, 0, "test")[0]
     for task in stream.tasks[position.task :]:
@@ -51,15 +51,19 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
         if position.step == 0:
             position.loss = None
             learner.begin_task(task, steps)
+        # The order of batches depends on seeds alone: to resume, those that were done are passed over.
         for rows in list(batches(task, learner))[position.step :]:
             position.loss = learner.step(rows, position.step)
             position.step += 1
             hooks.stepped(position, steps)
+            # Not after the last step: the checkpoint below follows at once, and with the task ended.
             if position.step % save_every == 0 and position.step < steps:
                 hooks.save(position)
         learner.end_task()
         measure(learner, stream, position)
         position.task, position.step = position.task + 1, 0
+        # Saved before it is reported: a scheduler may stop a trial at its report, and a task that was reported but not
+        # saved would be learned and reported once more.
         hooks.save(position)
         hooks.learned(position)
 

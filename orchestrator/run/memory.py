@@ -24,5 +24,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's memory where the worker has one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # getrusage counts bytes on macOS and kibibytes on Linux.
     unit = 1 if sys.platform == "darwin" else KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

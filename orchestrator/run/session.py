@@ -24,12 +24,12 @@ from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
-PROGRESS_SECONDS = 0.3
+PROGRESS_SECONDS = 0.3  # a little more often than watchers look (0.5 s)
 VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "scikit-learn")
 
 
 class Search(Chooser, Protocol):
-    """A chooser whose state can travel in the run's checkpoint; all workers call these together."""
+    """A chooser whose state is part of the run's checkpoint; all workers call these together."""
 
     def expect(self, parts: int) -> None: ...
 
@@ -67,7 +67,8 @@ class Session:
         details = self.search.report() if self.search else self.learner.method.report()
         if self.place.rank == 0:
             write_json(self.experiment.folder / "result.json", self.result(details))
-        self.report(task_metrics(self.position, self.position.task - 1))  # a scheduler may end a trial that reports
+        # Only now, with everything written: ASHA stops a trial at the report of its last task.
+        self.report(task_metrics(self.position, self.position.task - 1))
 
     def resume(self) -> None:
         """Bring learner, position and search to the newest checkpoint, or to the start."""
@@ -76,9 +77,11 @@ class Session:
         if found:
             self.position = Position(**values["position"])
             self.earlier = values["seconds"].pop("total")
+            # Inside a task the optimiser has to be there to load its moments; begin_task would start the task anew.
             if self.position.step > 0:
                 self.learner.select(self.stream.tasks[self.position.task])
             self.learner.load(tensors, values)
+        # Also without a checkpoint: a search that outlived its workers has to be emptied.
         if self.search:
             self.search.expect(self.learner.method.levels.parts)
             self.search.load_state_dict(part(tensors, "search."))
@@ -89,6 +92,7 @@ class Session:
         return self.learner.seconds | {"total": total}
 
     def save(self, position: Position) -> None:
+        # On every worker, since shards are gathered for it; only the first one writes.
         tensors, values = self.learner.state()
         if self.search:
             tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
@@ -101,12 +105,13 @@ class Session:
             self.progress(steps)
 
     def learned(self, position: Position) -> None:
+        # The file first: a sweep's driver copies it to the record when the report arrives. The last report is run's.
         self.progress(steps=1)
         if position.task < len(self.stream.tasks):
             self.report(task_metrics(position, position.task - 1))
 
     def progress(self, steps: int) -> None:
-        """Tell watchers how far the run is; a file, so that it crosses processes and survives them."""
+        """Write progress.json, from which other processes show the progress and keep the MLflow record."""
         self.written = time.monotonic()
         if self.place.rank == 0:
             history = [task_metrics(self.position, task) for task in range(self.position.task)]

@@ -1,7 +1,7 @@
 """Several workers, one model: none, ddp or fsdp2, with gloo on CPU and nccl on GPU.
 
-A place says which share of the work is this process's. In one process every sum is the identity, so that the same
-learner runs whole, replicated or sharded.
+A ``Place`` is one worker's rank, world size, device and kind of sharding. In one process every sum is the identity, so
+that the same learner runs whole, replicated or sharded.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ class Place:
 
     def shard(self, model: Model, half: bool) -> None:
         mesh = init_device_mesh(self.device.type, (self.world,))
+        # Gradients are added over workers in float32, and outputs leave in it: a sum in bf16 keeps 8 bits.
         kept = torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
+        # Blocks before the root, which takes the parameters that no inner call has taken.
         for block in model.blocks():
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        # By default the root stays gathered after a forward pass; evaluation would leave it stale for training.
+        # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
+        # backward: evaluation before training would leave the head stale.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # FSDP2 gathers parameters around forward alone; these methods would meet their shards.
         for method in ("scores", "collect"):
             register_fsdp_forward_method(model, method)
 
@@ -66,6 +70,7 @@ class Place:
         adapters = model.adapters()
         if self.sharding == "fsdp2":
             return Levels(adapters, model.level_of, self.total, self.rank, self.world)
+        # Replicas are alike, so that the first worker's sketch is the whole one and the others send none.
         return Levels(adapters, model.level_of, lambda values: values, 0 if self.rank == 0 else None, 1)
 
     def average_gradients(self, model: nn.Module) -> None:
@@ -79,6 +84,7 @@ class Place:
         """The sum over all workers, on every worker."""
         if self.world == 1:
             return values
+        # all_reduce works in place.
         result = values.clone()
         dist.all_reduce(result)
         return result
@@ -87,6 +93,7 @@ class Place:
         """The first worker's numbers, however many, on every worker."""
         if self.world == 1:
             return list(numbers)
+        # broadcast needs tensors of one size, which only the first worker knows; float64 holds entry numbers exactly.
         size = torch.tensor(len(numbers), device=self.device)
         dist.broadcast(size, 0)
         sent = torch.zeros(int(size), dtype=torch.float64, device=self.device)
@@ -103,7 +110,8 @@ class Place:
 def adapters_and_head(model: nn.Module) -> dict[str, Any]:
     """All trainable tensors, whole, on the first worker; empty on the others."""
     names = trainable(model)
-    # A frozen tensor under two names, as tied embeddings are, is ignored under the first one alone.
+    # ignore_frozen_params drops a tensor under its first name alone: frozen tied embeddings, which have two, would get
+    # into every checkpoint.
     return {name: value for name, value in get_model_state_dict(model, options=WHOLE).items() if name in names}
 
 
@@ -120,12 +128,14 @@ def load_adapters_and_head(model: nn.Module, state: dict[str, Tensor]) -> None:
         wanted, found = tuple(model.get_parameter(name).shape), tuple(state[name].shape)
         if wanted != found:
             raise ValueError(f"{name} is {found} in the checkpoint and {wanted} in the model")
+    # Strict loading would miss the frozen backbone; names and shapes are checked above.
     set_model_state_dict(model, dict(state), options=PARTIAL)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
     """The optimiser's tensors as ``<parameter>/<quantity>``, whole, on the first worker, and its parameter groups."""
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    # Flat, since safetensors has no nesting; no parameter's name has a slash.
     tensors = {f"{name}/{key}": value for name, kept in state.get("state", {}).items() for key, value in kept.items()}
     return tensors, state.get("param_groups", [])
 

@@ -20,7 +20,7 @@ from methods import MethodConfig
 Positive = Annotated[int, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LONGEST_NAME = 100
+LONGEST_NAME = 100  # trials and temporary files add to it, and a file's name has 255 bytes
 
 
 class Settings(BaseModel):
@@ -102,6 +102,7 @@ class Experiment(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights and batch order")
     order_seed: int | None = Field(None, ge=0, lt=2**31, description="order of the classes; null keeps the natural one")
     storage: Path = Field(Path("runs"), validate_default=True, description="folder of all runs, shared by all nodes")
+    # pydantic would write the fields of MethodConfig alone, and lose each method's own.
     method: SerializeAsAny[MethodConfig]
     benchmark: StreamConfig
     backbone: BackboneConfig = BackboneConfig()
@@ -122,6 +123,7 @@ class Experiment(Settings):
     @field_validator("storage")
     @classmethod
     def absolute(cls, storage: Path) -> Path:
+        # Ray's workers start in another folder, where a relative one would be another place.
         return storage.expanduser().absolute()
 
     @property

@@ -46,6 +46,7 @@ def ordered(bounds: Any, positive: bool) -> bool:
 def samples(experiment: Experiment, space: dict[str, Any]) -> int:
     """Tune's number of samples: with a grid it counts repetitions of the whole grid."""
     trials = experiment.sweep.trials
+    # A searcher that learns draws from lists, so that there is no grid whose points set the number.
     if experiment.sweep.searcher != "random":
         return trials or 8
     grid = math.prod(len(value) for value in space.values() if isinstance(value, list))

@@ -126,6 +126,7 @@ class TreeSearch(Arms):
 
     def load(self, state: Mapping[str, NDArray]) -> None:
         super().load(state)
+        # Bounds are not saved: they follow from counts and totals, as do those of nodes never pulled.
         self.bound[:] = -numpy.inf
         self.refresh(self.tried())
 

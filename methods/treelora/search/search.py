@@ -87,6 +87,7 @@ class FlatSearch(Arms):
 
     def load(self, state: Mapping[str, NDArray]) -> None:
         super().load(state)
+        # Bounds are not saved: they follow from pulls and losses.
         self.bound[:] = -numpy.inf
         self.refresh(numpy.flatnonzero(self.pulled).tolist())
 
@@ -153,6 +154,7 @@ class Searches:
         self.levels = tree.signatures.shape[1]
         self.searches: list[Arms] = []
         if config.kind == "released" and tree.entries:
+            # The released rule plans looks, each of which is one pull a level whatever ``rounds`` is.
             self.searches = [ReleasedSearch(sketches, rounds // config.rounds, seed)]
         elif tree.entries:
             levels = range(self.levels) if config.granularity == "per_layer" else [None]
@@ -161,6 +163,7 @@ class Searches:
     def search(self, level: int | None) -> Arms:
         """The search of one level, or of the mean over levels."""
         config, entries = self.config, self.tree.entries
+        # With one seed all levels would break their ties alike.
         seed = self.seed if level is None else draw(self.seed, level)
         if config.kind == "tree":
             scale, bonus = config.diameter_scale, config.bonus
@@ -178,6 +181,7 @@ class Searches:
 
         ``progress`` in (0, 1] is the share of the task that the sketch covers; the released rule uses it.
         """
+        # A zero sketch has no direction: all entries would be 1/2 away, and the pulls would teach nothing.
         if sketch.any():
             look = Look(self.tree, sketch, progress)
             for search in self.searches:

@@ -128,6 +128,7 @@ class Grower:
         """Split one large group; returns its children."""
         members = self.topology.held(node)
         left = self.side(members, depth)
+        # ``held`` is a view: this sorts the topology's order itself.
         members[:] = numpy.concatenate([members[left], members[~left]])
         return self.divide(numpy.array([node]), left.sum(keepdims=True)).tolist()
 

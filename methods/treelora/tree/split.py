@@ -108,6 +108,7 @@ def cut(values: Floats, groups: Groups, thresholds: Floats | None) -> Bools:
         if lopsided.any():
             median = groups.lower_median(values)
             left = values >= groups.spread(numpy.where(lopsided, median, thresholds))
+        # Which centre is called the first means nothing, and equal partitions shall give equal trees.
         left = left == groups.spread(left[groups.starts])
     empty = smaller_side(left, groups) == 0
     return numpy.where(groups.spread(empty), halves(groups), left)

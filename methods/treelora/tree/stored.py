@@ -77,6 +77,7 @@ class StoredTasks:
     def state_dict(self) -> dict[str, numpy.ndarray]:
         """Sketches, and the topology where it depends on the order of arrival."""
         state = {f"sketch.{entry}": sketch for entry, sketch in enumerate(self.sketches)}
+        # A rebuilt tree depends on the sketches alone, so that it need not be stored.
         kept = self.tree.state_dict() if self.config.maintain == "insert" else {}
         return state | {f"tree.{name}": values for name, values in kept.items()}
 

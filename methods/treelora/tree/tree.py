@@ -124,6 +124,7 @@ class TaskTree(Topology):
         diameter = self.diameter.copy()
         distances = self.metric.distance(self.signatures, direction)
         for node in path:
+            # The old bound covers the old pairs; only distances to the new entry can exceed it.
             diameter[node] = max(diameter[node], distances[self.held(node)].max())
         if len(topology.held(path[0])) == 2 and (self.depth is None or len(path) <= self.depth):
             topology = topology.extended(path[0])
@@ -165,6 +166,7 @@ class TaskTree(Topology):
 
     def __str__(self) -> str:
         """One line a node: the diameter of inner nodes, the entries of leaves."""
+        # A stack and no recursion: without a depth limit a tree can be as deep as it has entries.
         lines = []
         pending = [(0, "", "", "")] if self.entries else []
         while pending:
