@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 
-
 USUAL_TASKS = 5  # into which classes are divided where nothing is said
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.models.model import Model
 from orchestrator.run import checkpoint
-from orchestrator.run.session import Session, make_service
+from orchestrator.run.service import make_service
+from orchestrator.run.session import Session
 from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError

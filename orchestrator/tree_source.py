@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
 from orchestrator.run.learner import part
-from orchestrator.run.session import make_service, read_stream
+from orchestrator.run.service import make_service
+from orchestrator.run.session import read_stream
 from orchestrator.settings.compose import checked, load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError

@@ -14,17 +14,15 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.cluster.trainer import train_on_workers
+from orchestrator.cluster.trial import trial
 from orchestrator.cluster.trial_records import TrialRecords
 from orchestrator.run.checkpoint import read_json, write_json
-from orchestrator.run.folder import claim, claim_sweep, finished
-from orchestrator.run.session import read_stream, run_here
-from orchestrator.settings.compose import checked, with_settings
+from orchestrator.run.folder import claim_sweep
+from orchestrator.run.session import read_stream
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.space import samples, space_of
 
@@ -74,6 +72,7 @@ def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tun
             search_alg=searcher(experiment),
             scheduler=scheduler(experiment, tasks),
             max_concurrent_trials=at_a_time(experiment),
+            reuse_actors=True,  # a new process for each trial would import torch and Ray Train anew
             # trial_record reads the id from the folder's name; Tune's own names hold all settings and can be too long.
             trial_dirname_creator=lambda made: made.trial_id,
         ),
@@ -84,28 +83,6 @@ def tuner(experiment: Experiment, space: dict[str, Any], tasks: int) -> tune.Tun
             callbacks=[TrialRecords(experiment)],
         ),
     )
-
-
-def trial(parameters: dict[str, Any]) -> None:
-    """One trial: a run of its own with its own workers and tree actor."""
-    experiment = trial_experiment(
-        checked(parameters["sweep"]), parameters["settings"], tune.get_context().get_trial_id()
-    )
-    # A resumed sweep starts an unfinished trial again, whose run may have been written whole before the stop.
-    if claim(experiment):
-        return
-    if experiment.scale.workers:
-        train_on_workers(experiment, [TuneReportCallback()])
-    else:
-        run_here(experiment, tune.report)
-    # Workers write an error that the user must fix to a file; raised here, it makes the trial a failed one.
-    finished(experiment.folder)
-
-
-def trial_experiment(sweep: Experiment, settings: dict[str, Any], trial_id: str) -> Experiment:
-    """The run of one trial, in a folder of its own below the sweep's."""
-    place = {"name": f"{sweep.name}-{trial_id}", "storage": str(sweep.folder / "trials")}
-    return with_settings(sweep, settings | place)
 
 
 def domain(value: Any, searcher: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from methods.base import Service
 from orchestrator.cluster.connect import joined
-from orchestrator.run.session import make_service
-from orchestrator.run.sharding import Place
+from orchestrator.run.service import make_service
 from orchestrator.settings.compose import checked
 from orchestrator.settings.config import Experiment
+
+if TYPE_CHECKING:
+    from orchestrator.run.sharding import Place  # imports FSDP2, which the actor has no use for
 
 NAMESPACE = "evergreen"
 ANSWER_SECONDS = 20

@@ -13,13 +13,13 @@ from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import input_format
 from benchmarks.stream import TaskStream, build_stream
-from methods import method_class
-from methods.base import Chooser, Service
+from methods.base import Chooser
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.loop import Hooks, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
+from orchestrator.run.service import make_service
 from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -159,11 +159,6 @@ class Session:
 def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
     """The whole run in this process; ``report`` gets the numbers after each task."""
     Session(experiment, Place(), make_service(experiment), report).run()
-
-
-def make_service(experiment: Experiment) -> Service | None:
-    """The central search of the experiment's method, where it has one."""
-    return method_class(experiment.method.name)(experiment.method).service(experiment.seed)
 
 
 def read_stream(experiment: Experiment) -> TaskStream:

@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 
-from orchestrator.cluster.sweep import domain, trial_experiment
+from orchestrator.cluster.sweep import domain
+from orchestrator.cluster.trial import trial_experiment
 from orchestrator.launch import launch_sweep
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.compose import load_experiment

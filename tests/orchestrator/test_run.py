@@ -22,7 +22,8 @@ from orchestrator.launch import train
 from orchestrator.run import checkpoint, session
 from orchestrator.run.folder import finished
 from orchestrator.run.learner import Learner, part
-from orchestrator.run.session import make_service, read_stream, run_here
+from orchestrator.run.service import make_service
+from orchestrator.run.session import read_stream, run_here
 from orchestrator.run.sharding import Place, load_adapters_and_head
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
