@@ -74,15 +74,20 @@ def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
 def compare(
     study: Annotated[Path, typer.Argument(help="file that names the runs, as docs/studies/*.yaml")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="page to write; default: docs/<study>.md")] = None,
+    output: Annotated[Path | None, typer.Option(help="page; default: <study>.md in the project's docs, or here")] = None,
 ) -> None:
     """Run all rows of a study and write one page (Markdown and HTML) with their table; goes on where it stopped."""
     from orchestrator.launch import check_run, launch_run
     from orchestrator.study import run_study
 
-    page = output or PROJECT / "docs" / f"{study.stem}.md"
+    page = output or (PROJECT / "docs" if is_checkout() else Path.cwd()) / f"{study.stem}.md"
     run_study(study, page, settings or [], check_run, launch_run)
     print(f"page: {page}", f"HTML: {page.with_suffix('.html')}", sep="\n")
+
+
+def is_checkout() -> bool:
+    """Whether this file lies in the project's folder, and not where pip put it."""
+    return (PROJECT / "pyproject.toml").is_file()
 
 
 @app.command()
@@ -153,7 +158,10 @@ def submit(
     """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
     from orchestrator.cluster import jobs
     from orchestrator.settings.compose import load_experiment
+    from orchestrator.settings.errors import UserError
 
+    if not is_checkout():
+        raise UserError("submit: a job gets the files that git tracks; call it from a checkout of the project")
     jobs.job_command(command)
     load_experiment([word for word in command[1:] if not word.startswith("--")])  # a slip is told before an upload
     job = jobs.submit(address, command, project=PROJECT)
