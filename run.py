@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +16,25 @@ PROJECT = Path(__file__).resolve().parent
 
 app = typer.Typer(
     help="Continual fine-tuning on Ray: train a method on a stream of tasks, sweep its settings, follow jobs.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """What a shell offers at a setting."""
+    from orchestrator.settings.completion import offers
+
+    return offers(incomplete, os.environ)
+
+
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="settings, as in method=treelora method.rank=8 scale.workers=2"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="settings, as in method=treelora method.rank=8 scale.workers=2",
+        autocompletion=complete_setting,
+    ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out files and lines that cannot be read; count them")]
 Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http://127.0.0.1:8265")]
@@ -74,7 +87,7 @@ def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
 def compare(
     study: Annotated[Path, typer.Argument(help="file that names the runs, as docs/studies/*.yaml")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="page; default: <study>.md in the project's docs, or here")] = None,
+    output: Annotated[Path | None, typer.Option(help="page; default: <study>.md in docs/, or here")] = None,
 ) -> None:
     """Run all rows of a study and write one page (Markdown and HTML) with their table; goes on where it stopped."""
     from orchestrator.launch import check_run, launch_run
