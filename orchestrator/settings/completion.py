@@ -17,7 +17,12 @@ from pydantic.fields import FieldInfo
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")  # as compose.py has them, without torch
-PLAIN = ("name", "seed", "order_seed", "storage")
+PLAIN: dict[str, list[str]] = {
+    "name": [],
+    "seed": ["0"],
+    "order_seed": ["null"],
+    "storage": ["runs"],
+}  # with their defaults
 SECTIONS = ("method.", "benchmark.", "backbone.", "head.", "train.", "scale.", "checkpoint.", "tracking.", "sweep.")
 SPACE = "sweep.space."
 
@@ -67,6 +72,8 @@ def values(key: str) -> list[str]:
     """A group's files, or what the type of a setting lets it be where that can be counted."""
     if key in GROUPS:
         return sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
+    if key in PLAIN:
+        return PLAIN[key]
     return distinct(value for field in fields(key) for value in choices(field.annotation))
 
 
@@ -91,16 +98,16 @@ def defaults(key: str) -> list[str]:
 
 
 def fields(key: str) -> list[FieldInfo]:
-    """The setting's field in the experiment; one for each method that has ``method.<key>``."""
-    if key in PLAIN or "." in key:
-        from methods import method_class, method_names
-        from orchestrator.settings.config import Experiment
+    """The field of a dotted setting; of ``method.<key>`` that of each method which has it."""
+    if "." not in key:
+        return []
+    from methods import method_class, method_names
+    from orchestrator.settings.config import Experiment
 
-        if not key.startswith("method."):
-            return field_in(Experiment, key)
-        inner = key.removeprefix("method.")
-        return [field for name in method_names() for field in field_in(method_class(name).Config, inner)]
-    return []
+    if not key.startswith("method."):
+        return field_in(Experiment, key)
+    inner = key.removeprefix("method.")
+    return [field for name in method_names() for field in field_in(method_class(name).Config, inner)]
 
 
 def field_in(model: type[BaseModel] | None, key: str) -> list[FieldInfo]:

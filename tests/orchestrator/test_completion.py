@@ -29,6 +29,9 @@ def test_names_without_a_dot_are_those_of_the_experiment() -> None:
     inner = {name for name, field in Experiment.model_fields.items() if compose.model_in(field.annotation)}
     assert {section.rstrip(".") for section in SECTIONS} == inner
     assert set(completion.PLAIN) == set(Experiment.model_fields) - inner
+    for name, known in completion.PLAIN.items():
+        field = Experiment.model_fields[name]
+        assert known == ([] if field.is_required() else ["null" if field.default is None else str(field.default)])
 
 
 @pytest.mark.parametrize("group", compose.GROUPS)
@@ -46,6 +49,7 @@ def test_a_group_offers_its_files(group: str) -> None:
         ("sc", ["scale=", "scale."]),
         ("scale=t", ["scale=two_shards"]),
         ("sto", ["storage=", "storage=runs"]),
+        ("na", ["name="]),
         ("train.opt", ["train.optimizer=adam", "train.optimizer=adamw", "train.optimizer=sgd"]),
         ("tracking.en", ["tracking.enabled=true", "tracking.enabled=false"]),
         ("tracking.enabled=f", ["tracking.enabled=false"]),
@@ -142,5 +146,5 @@ def test_bash_completes_commands_and_settings(command: Path, words: list[str], e
 
 def test_names_of_groups_and_their_files_need_no_torch() -> None:
     code = "import sys; from orchestrator.settings.completion import offers; "
-    code += "assert offers('method=tr', {}) and offers('', {}); sys.exit('torch' in sys.modules)"
+    code += "assert offers('method=tr', {}) and offers('', {}) and offers('sto', {}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
