@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +16,25 @@ PROJECT = Path(__file__).resolve().parent
 
 app = typer.Typer(
     help="Continual fine-tuning on Ray: train a method on a stream of tasks, sweep its settings, follow jobs.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """What a shell offers at a setting."""
+    from orchestrator.settings.completion import offers
+
+    return offers(incomplete, os.environ)
+
+
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="settings, as in method=treelora method.rank=8 scale.workers=2"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="settings, as in method=treelora method.rank=8 scale.workers=2",
+        autocompletion=complete_setting,
+    ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out files and lines that cannot be read; count them")]
 Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http://127.0.0.1:8265")]
@@ -74,15 +87,20 @@ def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
 def compare(
     study: Annotated[Path, typer.Argument(help="file that names the runs, as docs/studies/*.yaml")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="page to write; default: docs/<study>.md")] = None,
+    output: Annotated[Path | None, typer.Option(help="page; default: <study>.md in docs/, or here")] = None,
 ) -> None:
     """Run all rows of a study and write one page (Markdown and HTML) with their table; goes on where it stopped."""
     from orchestrator.launch import check_run, launch_run
     from orchestrator.study import run_study
 
-    page = output or PROJECT / "docs" / f"{study.stem}.md"
+    page = output or (PROJECT / "docs" if is_checkout() else Path.cwd()) / f"{study.stem}.md"
     run_study(study, page, settings or [], check_run, launch_run)
     print(f"page: {page}", f"HTML: {page.with_suffix('.html')}", sep="\n")
+
+
+def is_checkout() -> bool:
+    """Whether this file lies in the project's folder, and not where pip put it."""
+    return (PROJECT / "pyproject.toml").is_file()
 
 
 @app.command()
@@ -153,7 +171,10 @@ def submit(
     """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
     from orchestrator.cluster import jobs
     from orchestrator.settings.compose import load_experiment
+    from orchestrator.settings.errors import UserError
 
+    if not is_checkout():
+        raise UserError("submit: a job gets the files that git tracks; call it from a checkout of the project")
     jobs.job_command(command)
     load_experiment([word for word in command[1:] if not word.startswith("--")])  # a slip is told before an upload
     job = jobs.submit(address, command, project=PROJECT)

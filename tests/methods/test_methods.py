@@ -14,7 +14,7 @@ from orchestrator.settings import compose
 from orchestrator.settings.config import Experiment
 
 Make = Callable[..., Experiment]
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 
 
 @pytest.mark.parametrize("name", method_names())
