@@ -241,10 +241,10 @@ def test_the_subset_of_cifar100_is_an_array() -> None:
 
 CONFIGURATIONS = Path(__file__).parents[2] / "configs" / "benchmark"
 CONFIGURED: dict[str, tuple[str, int | None, str]] = {
-    "array": ("array", 5, "class"),
+    "array": ("array", None, "class"),
     "cifar100_subset": ("array", 10, "class"),
     "domainnet": ("domainnet", None, "domain"),
-    "image_folder": ("image_folder", 5, "class"),
+    "image_folder": ("image_folder", None, "class"),
     "omniglot": ("omniglot", None, "class"),
     "omniglot_background": ("omniglot_background", None, "class"),
     "split_cifar100": ("cifar100", 10, "class"),

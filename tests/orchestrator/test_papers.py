@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.dataset import BenchmarkError
-from benchmarks.models.backbones import check_backbone
+from benchmarks.models.backbones import check_backbone, is_vision
 from benchmarks.models.heads import HeadConfig
-from benchmarks.models.vision import is_vision
 from benchmarks.models.weights import named_file
 from benchmarks.sources import models_root
 from methods import MethodConfig

@@ -9,6 +9,8 @@ from orchestrator.settings.config import Experiment
 
 SMALL = ["benchmark.tasks=3", "benchmark.train_per_class=24", "benchmark.test_per_class=10", "train.epochs=2"]
 SMALL += ["train.batch_size=12", "method.search.every=2", "tracking.enabled=false"]
+# Not the defaults: these runs are to forget, and to move their adapters as much in later tasks as in the first.
+SMALL += ["head=linear", "train.learning_rate=1e-3"]
 
 
 def small_experiment(folder: Path, *settings: str) -> Experiment:
