@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -23,8 +22,8 @@ from methods.treelora.regulariser import RegulariserConfig, edit
 from methods.treelora.sketch import SketchConfig, Sketcher
 from orchestrator.run.sharding import Place
 from tests.support.models import classifier, one_task
+from tests.support.pair import WORLD, Pair
 
-WORLD = 2
 SHARDINGS = ("fsdp2", "ddp", "none")
 RANKS = (1, 3)  # LoRA factors of one and three rows: an empty shard, and uneven ones
 REGULARISERS = [
@@ -75,13 +74,10 @@ def whole_gradients(model: Classifier) -> list[Tensor]:
 
 def worker(process: int, folder: Path) -> None:
     """Write what this process sees of every sharding and rank; the test process compares."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
     for sharding in SHARDINGS:
         for rank in RANKS:
             found = observed(Place(process, WORLD, sharding), rank)
             save_file(found, folder / f"{sharding}-{rank}-{process}.safetensors")
-    dist.destroy_process_group()
 
 
 def observed(place: Place, rank: int) -> dict[str, Tensor]:
@@ -129,10 +125,10 @@ def edited_by(levels: Levels, case: tuple[str, str, str]) -> tuple[Tensor, Tenso
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     """The observations of two processes, for all shardings and ranks."""
     path = tmp_path_factory.mktemp("levels")
-    torch.multiprocessing.spawn(worker, (path,), WORLD)
+    pair.run(worker, path)
     return path
 
 
