@@ -82,8 +82,8 @@ def test_an_inner_bound_can_exceed_those_of_all_children() -> None:
 
 @pytest.mark.parametrize("bonus", ["horizon", "paper"])
 @pytest.mark.parametrize("depth", [None, 2])
-@pytest.mark.parametrize("entries", [1, 2, 9, 30])
-@pytest.mark.parametrize("rounds", [0, 1, 7, 200])
+@pytest.mark.parametrize("entries", [1, 2, 30])
+@pytest.mark.parametrize("rounds", [0, 1, 200])
 def test_statistics_and_bounds_are_consistent_after_any_number_of_rounds(
     entries: int, rounds: int, depth: int | None, bonus: str
 ) -> None:
