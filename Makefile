@@ -12,7 +12,7 @@ test: $(READY)
 	ruff check . || status=1; \
 	ruff format --check . || status=1; \
 	mypy -p orchestrator -p methods -p benchmarks -m run || status=1; \
-	pytest -n auto --dist loadgroup -m "not ray and not slow" || status=1; \
+	pytest -n auto -m "not ray and not slow" || status=1; \
 	pytest -m "ray and not slow" || status=1; \
 	[ $$status = 0 ] && echo "All is well: commit, or try it with make run." \
 	|| echo "Something failed: mend what is told above, then make test again."; \

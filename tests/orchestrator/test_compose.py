@@ -21,7 +21,6 @@ from orchestrator.settings.compose import (
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("settings")  # with the other tests that compose most files
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 NAME_RULE = "use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit"
 METHODS, BENCHMARKS = (", ".join(option_names(group)) for group in ("method", "benchmark"))

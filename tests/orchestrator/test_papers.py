@@ -21,7 +21,6 @@ from orchestrator.settings.compose import CONFIGS, GROUPS, flattened, load_exper
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("settings")  # the files of papers are composed once
 PAPERS = [name for name in option_names("paper") if name != "none"]
 TRACE = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten")
 MIDDLE, LATER = ("copa", "qqp", "rte", "imdb"), ("sst2", "dbpedia", "agnews")

@@ -29,7 +29,6 @@ from orchestrator.settings.errors import UserError
 from tests.support.experiments import small_experiment
 from tests.support.interruption import Interrupted, train_until
 
-pytestmark = pytest.mark.xdist_group("runs")  # whole runs are compared with several stopped ones
 Make = Callable[..., Experiment]
 Undisturbed = Callable[[str], tuple[Experiment, dict[str, Any]]]
 FEW = ["benchmark.tasks=2", "benchmark.classes=4"]  # 8 steps a task

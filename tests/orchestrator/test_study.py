@@ -18,7 +18,6 @@ from orchestrator.settings.config import Experiment
 from orchestrator.study import command, experiments, read_study, run_name, run_study
 from tests.orchestrator.test_cli import PROJECT, call, refusal
 
-pytestmark = pytest.mark.xdist_group("settings")  # the project's own studies compose most files
 STUDIES = sorted((PROJECT / "docs" / "studies").glob("*.yaml"))
 TINY = ["benchmark.tasks=2", "benchmark.classes=4", "benchmark.train_per_class=8", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "train.batch_size=7", "tracking.enabled=false"]  # two steps a task
