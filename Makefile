@@ -6,12 +6,17 @@ READY := .venv/.ready
 run: $(READY)
 	.venv/bin/python run.py sweep name=demo sweep=rank_sparsity scale=two_shards
 
+# All parts run, so that one call shows everything that is wrong.
 test: $(READY)
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p orchestrator -p methods -p benchmarks -m run
-	.venv/bin/pytest -n auto -m "not ray and not slow"
-	.venv/bin/pytest -m "ray and not slow"
+	@status=0; export PATH="$$PWD/.venv/bin:$$PATH"; \
+	ruff check . || status=1; \
+	ruff format --check . || status=1; \
+	mypy -p orchestrator -p methods -p benchmarks -m run || status=1; \
+	pytest -n auto -m "not ray and not slow" || status=1; \
+	pytest -m "ray and not slow" || status=1; \
+	[ $$status = 0 ] && echo "All is well: commit, or try it with make run." \
+	|| echo "Something failed: mend what is told above, then make test again."; \
+	exit $$status
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 2; }

@@ -32,7 +32,8 @@ def test_the_shipped_weights_are_small_half_precision_and_complete() -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_random_weights_are_clearly_worse_on_digits(seed: int) -> None:
-    data = datasets()["scikit-learn digits, 10 classes"]
+    whole = datasets()["scikit-learn digits, 10 classes"]
+    data = whole.model_copy(update={"train_per_class": 40, "test_per_class": 40})
     assert frozen_accuracy(data, True, seed) > frozen_accuracy(data, False, seed) + 0.1
 
 
@@ -40,8 +41,8 @@ def test_random_weights_are_clearly_worse_on_digits(seed: int) -> None:
 @pytest.mark.skipif(not CIFAR.exists(), reason=f"no {CIFAR.name} in the data folder")
 def test_random_weights_are_clearly_worse_on_cifar100() -> None:
     whole = datasets()["CIFAR-100, 100 classes, 79 train images each"]
-    data = whole.model_copy(update={"train_per_class": 34, "test_per_class": 17})
-    assert frozen_accuracy(data, True, 0) > 2 * frozen_accuracy(data, False, 0)
+    data = whole.model_copy(update={"classes": 20, "train_per_class": 20, "test_per_class": 10})
+    assert frozen_accuracy(data, True, 0) > 2 * frozen_accuracy(data, False, 0)  # 0.49 and 0.17 of 20 classes
 
 
 def test_images_of_another_size_are_resized() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.models.heads import GrowingHead, HeadConfig
+from tests.support.pair import WORLD, Pair
 
-WIDTH, PARTS, WORLD = 6, (2, 3, 1), 2
+WIDTH, PARTS = 6, (2, 3, 1)
 SHARDINGS = ("none", "ddp", "fsdp2")
 STARTS = [sum(PARTS[:task]) for task in range(len(PARTS) + 1)]
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -145,20 +145,17 @@ CASES = [(cosine, optimiser) for cosine in (False, True) for optimiser in OPTIMI
 
 
 def worker(process: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
     for sharding in SHARDINGS[1:]:
         for cosine, optimiser in CASES:
             found = trained(sharding, cosine, optimiser, slice(process, None, WORLD))
             save_file(found, folder / f"{sharding}-{cosine}-{optimiser}-{process}.safetensors")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     """What two processes learned."""
     path = tmp_path_factory.mktemp("heads")
-    torch.multiprocessing.spawn(worker, (path,), WORLD)
+    pair.run(worker, path)
     return path
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import Prepared, TextFormat
 from benchmarks.sources import SHARED
 from benchmarks.texts.tokens import load_tokenizer, prepare_texts, tokenise_answers
+from tests.support.pair import WORLD, Pair
 
 STORIES = SHARED.parent / "models" / "stories260K"
 WORDS = ["[UNK]", "<s>", "</s>", "one", "two", "three", "four", "five"]
@@ -150,13 +149,15 @@ def test_whatever_changes_the_tokens_makes_them_anew(around: str, tmp_path: Path
     assert rows(prepare(str(moved)).inputs)[1] == [START, ONE, END, -1]
 
 
-def fresh(folder: str) -> int:
-    return prepare(folder).fresh
+def write_fresh(process: int, folder: str, into: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EVERGREEN_CACHE", str(into / "cache"))
+        (into / f"fresh-{process}").write_text(str(prepare(folder).fresh))
 
 
-def test_two_processes_at_once_tokenise_once(around: str) -> None:
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        assert sorted(pool.map(fresh, [around] * 2)) == [0, 3]
+def test_two_processes_at_once_tokenise_once(around: str, pair: Pair, tmp_path: Path) -> None:
+    pair.run(write_fresh, around, tmp_path)
+    assert sorted((tmp_path / f"fresh-{process}").read_text() for process in range(WORLD)) == ["0", "3"]
 
 
 def test_more_texts_than_are_tokenised_at_once_keep_their_order(around: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -16,9 +15,9 @@ from benchmarks.models.writer import AnswerWriter
 from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
 from orchestrator.run.sharding import Place, adapters_and_head
 from tests.support.models import ANSWER_LENGTH, adapted, free_task, labelled_task, writer
+from tests.support.pair import WORLD, Pair
 from tests.support.tiny import changed
 
-WORLD = 2
 KINDS = ("llama", "t5")
 CASES = {
     "fsdp2": {"sharding": "fsdp2"},
@@ -74,15 +73,12 @@ def whole(gradient: Tensor | None) -> Tensor:
 
 
 def worker(process: int, folder: Path, models: dict[str, Path]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
     for kind in KINDS:
         for case, settings in CASES.items():
             model = make_model(models[kind], bool(settings.get("recompute")))
             place = Place(process, WORLD, str(settings["sharding"]))
             found = observed(model, place, bool(settings.get("half")))
             save_file(found, folder / f"{kind}-{case}-{process}.safetensors")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +89,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pair: Pair, models: dict[str, Path]) -> Path:
     """What two processes saw."""
     path = tmp_path_factory.mktemp("writers")
-    torch.multiprocessing.spawn(worker, (path, models), WORLD)
+    pair.run(worker, path, models)
     return path
 
 

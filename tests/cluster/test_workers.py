@@ -89,10 +89,8 @@ def test_two_shards_give_the_tree_and_the_choices_of_one_process(
     same_search(two_shards, in_process)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(["scale.workers=1"], marks=pytest.mark.slow), ["scale.workers=2", "scale.sharding=ddp"]],
-)
+@pytest.mark.slow  # what replicas learn and send is always tested on the pair of processes
+@pytest.mark.parametrize("settings", [["scale.workers=1"], ["scale.workers=2", "scale.sharding=ddp"]])
 def test_so_do_one_worker_and_replicas(
     user: ProcessPoolExecutor, folder: Path, in_process: dict[str, Any], settings: list[str]
 ) -> None:

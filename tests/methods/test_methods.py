@@ -27,9 +27,11 @@ def test_every_method_has_a_config_file_and_a_space_of_known_settings(small: Mak
 
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_remembers_more_than_nothing(small: Make, name: str) -> None:
-    result = train(small(f"method={name}", f"name={name}", "benchmark.scenario=task", "train.epochs=3"))
-    assert result["final_average_accuracy"] > 0.55
-    assert result["final_average_accuracy"] > sum(result["initial_accuracy"]) / 3 + 0.15
+    """Two tasks of three classes; with two seeds all methods ended between 0.83 and 0.92."""
+    tasks = ["benchmark.tasks=2", "benchmark.classes=6", "benchmark.scenario=task"]
+    result = train(small(f"method={name}", f"name={name}", *tasks))
+    assert result["final_average_accuracy"] > 0.65
+    assert result["final_average_accuracy"] > sum(result["initial_accuracy"]) / 2 + 0.2
 
 
 @pytest.fixture
@@ -52,8 +54,9 @@ def readme_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 @pytest.mark.usefixtures("readme_method")
 def test_the_method_in_the_readme_works(small: Make) -> None:
     """With no block fixed it is sequential LoRA to the bit; with all of them only the head learns."""
-    plain = train(small("name=plain", "method=lora"))
-    same = train(small("name=same", "method=top", "method.fixed=0"))
-    head_only = train(small("name=head", "method=top", "method.fixed=6"))
+    tasks = ["benchmark.tasks=2", "benchmark.classes=4"]
+    plain = train(small("name=plain", "method=lora", *tasks))
+    same = train(small("name=same", "method=top", "method.fixed=0", *tasks))
+    head_only = train(small("name=head", "method=top", "method.fixed=6", *tasks))
     assert same["accuracy_matrix"] == plain["accuracy_matrix"]
     assert head_only["accuracy_matrix"] != plain["accuracy_matrix"]

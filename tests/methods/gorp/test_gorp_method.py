@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from methods.gorp import GORP
 from tests.support.gorp_model import RANK, TASKS, Run, leaks, same
+from tests.support.near import near
 from tests.support.sdlora_model import BLOCKS, WIDTH
 
 EVERYTHING = {"energy": 1.0, "cap": 1.0}
@@ -31,7 +32,7 @@ def test_a_fresh_pair_changes_nothing(task: int) -> None:
     run = Run().learn(range(task))
     before = run.logits()
     run.begin(task)
-    assert torch.equal(run.logits(), before)
+    assert near(run.logits(), before, 10_000), "zeros in a product may change its rounding"
     run.steps()
     assert not torch.allclose(run.logits(), before, atol=1e-3)
 
@@ -90,8 +91,9 @@ def test_protected_gradients_leak_through_adam_and_not_through_descent(rule: str
 
 
 def test_without_protection_old_directions_move() -> None:
-    run = Run(space={"protect": "none"}).learn(range(1))
-    assert min(leaks(*run.moved(1))) > 0.05
+    """A share that chance alone decides; beside a protected run's, which is zero but for rounding, it is large."""
+    free, protected = (Run(space={"protect": protect}).learn(range(1)) for protect in ("none", "update"))
+    assert min(leaks(*free.moved(1))) > 1000 * max(leaks(*protected.moved(1)))
 
 
 def test_a_that_is_protected_on_all_its_rows_gets_no_gradient_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,9 +135,12 @@ def test_whole_weights_go_on_or_start_each_task_as_they_were_pre_trained(keep: b
 # --- state ---
 
 
-@pytest.mark.parametrize("cut", [(0, 2), (1, 0), (1, 2), (1, 3), (2, 4)], ids=str)
-@pytest.mark.parametrize("settings", [{}, {"keep_full_rank": False, "space": {"summary": "first"}}], ids=str)
-@every_rule
+OTHERS = {"keep_full_rank": False, "space": {"summary": "first"}}
+CASES = [("adam", {}, cut) for cut in ((0, 2), (1, 0), (1, 2), (1, 3), (2, 4))]
+CASES += [("sgd", OTHERS, cut) for cut in ((1, 0), (1, 2))]
+
+
+@pytest.mark.parametrize(("rule", "settings", "cut"), CASES, ids=str)
 def test_a_restored_run_goes_on_to_the_bit(rule: str, settings: dict[str, Any], cut: tuple[int, int]) -> None:
     """Singular vectors are renewed every three steps: within a period, and just before and at its end."""
     runs = [Run(rule, torch.float32, **settings) for _ in range(2)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from tests.orchestrator.test_learner import learn, make_learner, weights
 from tests.support.experiments import small_experiment
 from tests.support.gorp_model import leaks, same
 from tests.support.interruption import assert_ends_alike, ended
+from tests.support.pair import WORLD, Pair
 
 READINGS = ("gorp", "gorp_paper", "gorp_released")
 TINY = ["benchmark.classes=6", "benchmark.train_per_class=12", "train.epochs=2", "train.batch_size=8"]
@@ -115,7 +115,6 @@ def test_only_the_default_leaves_alone_what_the_first_task_needs(tmp_path: Path,
 
 # --- two workers ---
 
-WORLD = 2
 SHARDINGS = ("none", "ddp", "fsdp2")
 SHARED = [
     "benchmark.tasks=2",
@@ -128,14 +127,11 @@ SHARED += ["train.optimizer=sgd", "train.learning_rate=0.1", "method.full_rank_l
 
 def on_two(process: int, folder: Path) -> None:
     """One of two workers; the first one writes what it has in the middle and at the end."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
     for sharding in SHARDINGS:
         middle, end = two_tasks(make_learner(tiny(folder, "gorp", *SHARED), Place(process, WORLD, sharding)))
         if process == 0:
             save_file(middle, folder / f"{sharding}-middle.safetensors")
             save_file(end, folder / f"{sharding}-end.safetensors")
-    dist.destroy_process_group()
 
 
 def two_tasks(learner: Learner) -> list[dict[str, Tensor]]:
@@ -159,9 +155,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(on_two, (folder,), WORLD)
+    pair.run(on_two, folder)
     return folder
 
 

@@ -15,6 +15,7 @@ from benchmarks.models.heads import GrowingHead
 from methods.sdlora import SDLoRA, SDLoRAConfig
 from methods.sdlora.gram import squares
 from methods.stacked.product import TokenSpace, WeightSpace
+from tests.support.near import near
 from tests.support.sdlora_model import (
     BLOCKS,
     KINDS,
@@ -99,17 +100,15 @@ def test_a_vit_base_learns_as_many_numbers_as_the_paper_counts(task: int) -> Non
 
 @pytest.mark.parametrize("task", range(TASKS))
 @pytest.mark.parametrize("form", [TokenSpace, WeightSpace])
-def test_a_fresh_pair_changes_no_bit_of_any_logit(
-    form: type[Function], task: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In either form of the product; where the pair makes the other one cheaper, they differ by rounding."""
+def test_a_fresh_pair_changes_no_logit(form: type[Function], task: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either form of the product, but for the rounding of sums with more zeros in them."""
     monkeypatch.setattr("methods.stacked.layer.cheaper_form", lambda *sizes: form)
     run = Run().learn(range(task))
     run.begin(task)
     with_pair = run.logits()
     run.method.rank = 0
     run.method.arrange()
-    assert torch.equal(with_pair, run.logits())
+    assert near(with_pair, run.logits(), 1000)
 
 
 @every_norm
@@ -120,7 +119,7 @@ def test_only_a_joint_norm_hands_over_what_was_learned(norm: str) -> None:
         run.steps()
         learned = run.updates()
         run.method.end_task()
-        assert torch.equal(run.updates(), learned), "what is evaluated is what was trained"
+        assert distance(run.updates(), learned) < 1e-6, "what is evaluated is what was trained"
         run.begin(task)
         moved = distance(run.updates(), learned)
         assert moved < 1e-6 if norm == "joint" else moved > 0.01

@@ -145,8 +145,8 @@ def test_the_printed_rule_moves_the_model_unless_the_magnitude_is_one(scope: str
             run.method.put(wholes)
             run.method.end_task()
             found[magnitude, merge] = run.updates()
-    assert torch.equal(found[1.0, "preserving"], found[1.0, "literal"])
-    assert torch.equal(found[1.0, "literal"], found[1.7, "literal"])
+    assert distance(found[1.0, "preserving"], found[1.0, "literal"]) < 1e-6
+    assert distance(found[1.0, "literal"], found[1.7, "literal"]) < 1e-6
     assert distance(found[1.7, "literal"], found[1.7, "preserving"]) > 0.01
 
 
@@ -209,7 +209,7 @@ def test_an_absorbed_direction_leaves_no_trace_in_the_next_task(scope: str) -> N
     assert torch.equal(run.method.directions.gram, gram)
     assert all(torch.equal(value, stored[name]) for name, value in run.stored().items())
     run.begin(3)
-    assert run.magnitudes()[2] == 1.0 and torch.equal(run.updates(), after)
+    assert run.magnitudes()[2] == 1.0 and distance(run.updates(), after) < 1e-6
     run.steps()
     run.method.end_task()
     assert len(run.method.directions) == 3 and run.method.report()["ranks"] == [RANK] * 3

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,8 +14,8 @@ from orchestrator.run.learner import Learner
 from orchestrator.run.sharding import Place
 from tests.orchestrator.test_learner import learn, make_learner
 from tests.support.experiments import small_experiment
+from tests.support.pair import WORLD, Pair
 
-WORLD = 2
 SMALL = ["method=sdlora", "method.rank=4", "benchmark.tasks=2", "benchmark.classes=4", "benchmark.test_per_class=8"]
 SMALL += ["benchmark.train_per_class=12", "train.optimizer=sgd", "train.learning_rate=0.05"]
 KINDS = {
@@ -59,20 +58,17 @@ def ends_with(learner: Learner) -> Tensors:
 
 def on_two(process: int, folder: Path) -> None:
     """One of two workers; both write what they end with."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
     for kind, sharding in CASES:
         learner = learner_of(folder, kind, Place(process, WORLD, sharding))
         save_file(half_way(learner), folder / f"{kind}-{sharding}-half-{process}")
         found = {name: value.contiguous() for name, value in ends_with(learner).items()}
         save_file(found, folder / f"{kind}-{sharding}-{process}")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(on_two, (folder,), WORLD)
+    pair.run(on_two, folder)
     return folder
 
 

@@ -24,9 +24,9 @@ def directions(rank: int, projections: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @every_shape
-@pytest.mark.parametrize("tasks", range(len(RANKS) + 1))
+@pytest.mark.parametrize("tasks", [0, 1, len(RANKS)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("active", [RANK, 2, 0])
+@pytest.mark.parametrize("active", [2, 0])
 def test_a_folded_layer_is_the_unfolded_one(
     sections: Any, tasks: int, dtype: torch.dtype, tolerance: float, active: int
 ) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -15,10 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods.stacked import layer as stacked
 from tests.methods.stacked.test_stacked import FORMS, RANK, RANKS, close, made, tokens
+from tests.support.pair import WORLD, Pair
 
 pytestmark = pytest.mark.slow  # methods on two workers, which are always tested, go through the layer
-
-WORLD = 2
 
 
 class Block(nn.Module):
@@ -58,27 +56,29 @@ def seen(block: Block, wrapped: nn.Module, share: slice) -> dict[str, Tensor]:
 
 
 def worker(process: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=WORLD)
+    with pytest.MonkeyPatch.context() as patched:
+        for name, form in FORMS.items():
+            patched.setattr(stacked, "cheaper_form", lambda *_, form=form: form)
+            write_cases(name, process, folder)
+
+
+def write_cases(form: str, process: int, folder: Path) -> None:
     half, mesh = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32), init_device_mesh("cpu", (WORLD,))
-    for name, form in FORMS.items():
-        stacked.cheaper_form = lambda *_, form=form: form
-        for case in ("ddp", "fsdp2", "fsdp2, bf16"):
-            block = Block()
-            if case == "ddp":
-                wrapped: nn.Module = DistributedDataParallel(block)
-            else:
-                policy = half if "bf16" in case else MixedPrecisionPolicy()
-                wrapped = fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-            torch.save(seen(block, wrapped, slice(process, None, WORLD)), folder / f"{name}, {case}, {process}")
-    dist.destroy_process_group()
+    for case in ("ddp", "fsdp2", "fsdp2, bf16"):
+        block = Block()
+        if case == "ddp":
+            wrapped: nn.Module = DistributedDataParallel(block)
+        else:
+            policy = half if "bf16" in case else MixedPrecisionPolicy()
+            wrapped = fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        torch.save(seen(block, wrapped, slice(process, None, WORLD)), folder / f"{form}, {case}, {process}")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     """What two processes saw."""
     path = tmp_path_factory.mktemp("stacked")
-    torch.multiprocessing.spawn(worker, (path,), WORLD)
+    pair.run(worker, path)
     return path
 
 

@@ -47,7 +47,7 @@ def test_a_distance_is_the_mean_over_levels(metric: Metric) -> None:
     points = metric.directions(sketches(20))
     assert metric.by_level(points[1:], points[0]).shape == (19, 3)
     expected = metric.by_level(points[1:], points[0]).mean(axis=1)
-    numpy.testing.assert_array_equal(metric.distance(points[1:], points[0]), expected)
+    numpy.testing.assert_allclose(metric.distance(points[1:], points[0]), expected, rtol=1e-6)
 
 
 @every_metric
@@ -57,7 +57,7 @@ def test_distances_form_a_metric_with_values_in_0_to_1(metric: Metric) -> None:
     assert pairs.dtype == numpy.float32
     assert pairs.min() >= 0
     assert pairs.max() <= 1
-    numpy.testing.assert_array_equal(pairs, pairs.swapaxes(0, 1))
+    numpy.testing.assert_allclose(pairs, pairs.swapaxes(0, 1), atol=TOLERANCE)
     assert (pairs[:, None] <= pairs[:, :, None] + pairs[None] + TOLERANCE).all()
 
 
@@ -74,7 +74,7 @@ def test_a_distance_is_zero_for_equal_directions_only(metric: Metric) -> None:
 def test_a_zero_level_is_half_way_from_any_other_and_at_zero(metric: Metric) -> None:
     points = metric.directions(sketches(8))
     numpy.testing.assert_allclose(metric.by_level(points[4], points[[0, 2, 6]]), 0.5, atol=1e-7)
-    numpy.testing.assert_array_equal(metric.by_level(points[4], points[4]), 0)
+    numpy.testing.assert_allclose(metric.by_level(points[4], points[4]), 0, atol=1e-7)
     assert metric.by_level(points[4], points[5])[1] == 0
 
 
@@ -100,7 +100,7 @@ def test_directions_of_many_rows_equal_those_of_each(monkeypatch: pytest.MonkeyP
     rows = sketches(50)
     for metric in METRICS:
         expected = numpy.stack([metric.directions(row) for row in rows])
-        numpy.testing.assert_array_equal(metric.directions(rows), expected)
+        numpy.testing.assert_allclose(metric.directions(rows), expected, atol=1e-6)
 
 
 def test_chunks_cover_all_rows_even_wide_ones() -> None:

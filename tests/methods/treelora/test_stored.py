@@ -42,7 +42,7 @@ def test_the_closest_two_are_joined_in_the_place_of_the_first() -> None:
     found = stored(sketches, budget=3)
     assert (found.tasks, found.joined, found.closed) == ([[0], [1, 3], [2]], {3: [1, 3]}, 4)
     assert numpy.allclose(found.sketches[1], 1.005 * sketches[1], atol=1e-6)
-    assert numpy.array_equal(found.tree.signatures, Metric().directions(found.array()))
+    assert numpy.allclose(found.tree.signatures, Metric().directions(found.array()), atol=1e-6)
 
 
 def test_in_a_joined_entry_every_task_counts_alike() -> None:

@@ -67,13 +67,15 @@ def test_diameters_of_one_level_are_those_of_a_tree_with_that_level() -> None:
         one = TaskTree.restored(sketches[:, level : level + 1], tree.state_dict(), Metric())
         for node, bound in enumerate(tree.diameters(level)):
             members = one.signatures[tree.members(node)]
-            assert bound == max(one.metric.distance(members, m).max() for m in members)
+            widest = max(one.metric.distance(members, m).max() for m in members)
+            assert bound == pytest.approx(widest, abs=1e-6)
 
 
 def test_the_cauchy_estimate_bounds_small_trees_only(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = Metric("l1", cauchy=8)
     tree = TaskTree.build(random_sketches(20), metric=metric)
-    assert tree.diameter[0] == metric.distance(tree.signatures[:, None], tree.signatures[None]).max()
+    widest = metric.distance(tree.signatures[:, None], tree.signatures[None]).max()
+    assert tree.diameter[0] == pytest.approx(widest, abs=1e-6)
     monkeypatch.setattr("methods.treelora.tree.diameter.EXACT", 10)
     assert numpy.isinf(TaskTree.build(random_sketches(20), metric=metric).diameter).all()
 

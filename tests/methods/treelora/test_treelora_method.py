@@ -41,7 +41,7 @@ def test_the_gradient_is_sparse_before_the_regulariser_is_added() -> None:
     assert 0.5 <= (kept != 0).float().mean() < 0.6
     drawn = (blocks.tree.signature.carrier() - blocks.tree.memory.target([0, 0])).sign()
     blocks.step(1, 7)
-    assert torch.equal(blocks.edited[-1], kept + drawn * torch.tensor(0.1))
+    torch.testing.assert_close(blocks.edited[-1], kept + 0.1 * drawn)
 
 
 # --- adapters ---
