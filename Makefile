@@ -5,6 +5,8 @@ READY := .venv/.ready
 .PHONY: run test
 run: $(READY)
 	.venv/bin/python run.py sweep name=demo sweep=rank_sparsity scale=two_shards
+	@echo "Next: open runs/demo/report.html, then your own pictures:" \
+	"source .venv/bin/activate; evergreen train benchmark=image_folder benchmark.path=DIR"
 
 # All parts run, so that one call shows everything that is wrong.
 test: $(READY)
@@ -20,6 +22,7 @@ test: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 2; }
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	@echo "Installing into .venv, which takes some minutes and happens once ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)

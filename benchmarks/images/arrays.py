@@ -41,7 +41,7 @@ def write_digits(folder: Path) -> None:
     large = functional.interpolate(grey, size=DIGITS_PIXELS, mode="bilinear").round().to(torch.uint8)
     images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(data.target).long()
     split = train_test_split(numpy.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     for name, rows in zip(("train", "test"), split, strict=True):
         arrays |= {f"{name}_images": images[rows], f"{name}_labels": labels[rows]}
     save_file(arrays, folder / DIGITS)

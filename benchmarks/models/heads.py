@@ -22,7 +22,7 @@ class HeadConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["auto", "linear", "cosine", "prototype", "gaussian", "ranpac"] = Field(
-        "auto", description="auto: ranpac; nothing on a backbone that writes its answers"
+        "auto", description="auto: gaussian; nothing on a backbone that writes its answers"
     )
     start: Literal["zero", "random"] = Field("zero", description="linear: weights before training; random: torch's own")
     shrinkage: float = Field(0.1, gt=0, le=1, description="gaussian: times the mean variance, added to all variances")

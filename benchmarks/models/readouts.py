@@ -224,8 +224,8 @@ def make_readout(config: HeadConfig, width: int, classes: int, seed: int) -> Rea
     """The closed-form classifier of ``config``; None where the trained head classifies."""
     if config.kind == "prototype":
         return Prototype(width, classes)
-    if config.kind == "gaussian":
+    if config.kind in ("auto", "gaussian"):  # auto: the one that docs/default_heads.md found best
         return Gaussian(width, classes, config.shrinkage)
-    if config.kind in ("auto", "ranpac"):
+    if config.kind == "ranpac":
         return RanPAC(width, classes, config.projection, config.ridge, seed)
     return None

@@ -79,7 +79,8 @@ def lines() -> Iterator[Show]:
         else:
             fresh = [task_line(row, now["tasks"]) for row in history[told[folder] :]] if now else []
         told[folder] = len(history)
-        if not fresh and moment - last[folder] >= LINE_SECONDS:
+        over = now is not None and now["task"] == now["tasks"]
+        if not fresh and not over and moment - last[folder] >= LINE_SECONDS:
             fresh = [state_line(now) if now else "starting"]
         for line in fresh:
             say(f"{folder.name}: {line}")

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")  # as compose.py has them, without torch
+from orchestrator.settings.files import CONFIGS, GROUPS
+
 PLAIN: dict[str, list[str]] = {
     "name": [],
     "seed": ["0"],

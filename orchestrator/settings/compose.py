@@ -22,10 +22,9 @@ from benchmarks.dataset import SUBSET, BenchmarkError
 from methods import method_class, method_names
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
+from orchestrator.settings.files import CONFIGS, GROUPS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Model = TypeVar("Model", bound=BaseModel)
-GROUPS = ("method", "benchmark", "backbone", "head", "scale", "sweep", "paper")
 USUAL = ("micro_vit", "auto")  # a run's name leaves these out
 TEXT_SOURCES, TEXT_BACKBONE = ("jsonl_folder", "hub_texts"), "minilm"  # the usual backbone reads images only
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

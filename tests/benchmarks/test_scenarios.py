@@ -27,6 +27,7 @@ from tests.support import planted
 
 Make = Callable[..., Experiment]
 QUICK = ["benchmark=image_folder", "method=lora", "train.epochs=3", "train.batch_size=8", "tracking.enabled=false"]
+QUICK += ["head=linear", "train.learning_rate=1e-3"]  # a head whose logits the tests form by hand
 
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -49,7 +50,7 @@ def animals(tmp_path: Path) -> Path:
 
 
 DOMAINS = {"photo": ("ant", "bee", "cow"), "art": ("ant", "bee", "cow"), "sketch": ("ant", "cow")}
-DOMAIN = ["benchmark.scenario=domain", "benchmark.tasks=null"]
+DOMAIN = ["benchmark.scenario=domain"]
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def names(stream: TaskStream) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["benchmark.scenario=domain"], "benchmark.tasks=5: each domain of image_folder is a task; say null, or "),
+        ([*DOMAIN, "benchmark.tasks=5"], "benchmark.tasks=5: each domain of image_folder is a task; say null, or "),
         ([*DOMAIN, "benchmark.tasks=[photo,film]"], "benchmark.tasks: there is no 'film'; choose among art, photo, "),
         ([*DOMAIN, "benchmark.classes=2"], "benchmark.classes=2: image_folder has its own tasks; name some of them"),
     ],
@@ -202,13 +203,20 @@ def test_masked_scores_are_those_of_the_files_themselves(make: Make, animals: Pa
             assert result[key][-1][index] == found / 4
 
 
-def test_a_number_of_tasks_is_needed_where_the_data_has_none(make: Make, animals: Path) -> None:
-    for tasks in ("null", "[ant,bee]"):
-        with pytest.raises(UserError) as caught:
-            read_stream(make(f"benchmark.tasks={tasks}"))
-        assert str(caught.value) == (
-            "benchmark.tasks: image_folder has no tasks of its own; say into how many to divide it"
-        )
+def test_tasks_cannot_be_named_where_the_data_has_none(make: Make, animals: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_stream(make("benchmark.tasks=[ant,bee]"))
+    assert str(caught.value) == "benchmark.tasks: image_folder has no tasks of its own; say into how many to divide it"
+
+
+@pytest.mark.parametrize(("classes", "tasks"), [(1, 1), (3, 1), (4, 2), (5, 2)])
+def test_where_nothing_is_said_a_task_has_two_classes_or_more(
+    make: Make, tmp_path: Path, classes: int, tasks: int
+) -> None:
+    planted.classes(tmp_path / "images", *list(planted.COLOURS)[:classes])
+    found = [len(task.classes) for task in read_stream(make()).tasks]
+    assert (len(found), sum(found)) == (tasks, classes)
+    assert classes == 1 or min(found) > 1
 
 
 def test_classes_are_the_first_of_the_order(make: Make, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_a_path_has_to_be_given(file: Path) -> None:
 
 def test_more_tasks_than_classes_are_refused(file: Path) -> None:
     numpy.savez(file, **arrays())
-    assert refusal(file, tasks=5) == "benchmark.tasks=5: array has only 4 classes"
+    assert refusal(file, tasks=5) == "benchmark.tasks=5: array has only 4 classes; say 4 or fewer"
     assert [task.name for task in array_stream(file, tasks=4).tasks] == ["0", "1", "2", "3"]
 
 

@@ -24,8 +24,6 @@ def bash(*words: str) -> dict[str, str]:
 
 
 def test_names_without_a_dot_are_those_of_the_experiment() -> None:
-    assert completion.GROUPS == compose.GROUPS
-    assert completion.CONFIGS == compose.CONFIGS
     inner = {name for name, field in Experiment.model_fields.items() if compose.model_in(field.annotation)}
     assert {section.rstrip(".") for section in SECTIONS} == inner
     assert set(completion.PLAIN) == set(Experiment.model_fields) - inner

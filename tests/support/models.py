@@ -44,7 +44,7 @@ def one_task_stream(classes: int) -> TaskStream:
 
 def built(config: BackboneConfig, classes: int = 3, head: HeadConfig | None = None) -> Model:
     """What a run of one task would train."""
-    return build_model(config, head or HeadConfig(), one_task_stream(classes), seed=0)
+    return build_model(config, head or HeadConfig(kind="linear"), one_task_stream(classes), seed=0)
 
 
 def told(config: BackboneConfig) -> str:
