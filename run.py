@@ -47,11 +47,12 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json's content and nothing else")] = False,
 ) -> None:
     """Train one run, or go on where the run of this name stopped."""
-    from orchestrator.launch import launch_run
-    from orchestrator.pages.console import output, run_table
     from orchestrator.settings.compose import load_experiment
 
-    experiment = load_experiment(with_skip_bad(settings, skip_bad))
+    experiment = load_experiment(with_skip_bad(settings, skip_bad))  # a slip is told before the slow imports
+    from orchestrator.launch import launch_run
+    from orchestrator.pages.console import output, run_table
+
     result = launch_run(experiment)
     if as_json:
         print(json.dumps(result))
@@ -66,12 +67,13 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="print sweep.json's content and nothing else")] = False,
 ) -> None:
     """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
-    from orchestrator.launch import launch_sweep
-    from orchestrator.pages.console import output, sweep_summary
-    from orchestrator.records.address import tracking_uri
     from orchestrator.settings.compose import load_experiment
 
     experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
+    from orchestrator.launch import launch_sweep
+    from orchestrator.pages.console import output, sweep_summary
+    from orchestrator.records.address import tracking_uri
+
     summary = launch_sweep(experiment)
     if as_json:
         print(json.dumps(summary))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,16 @@ def test_the_loop_names_no_method() -> None:
     words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     assert not words & set(method_names())
     assert method_names()
+
+
+def test_slow_libraries_wait_until_a_command_needs_them() -> None:
+    """A refused setting pays for torch and Hydra, a run in this process not for Ray, MLflow, peft or transformers."""
+    code = """
+import sys
+import orchestrator.settings.compose
+print(*({"timm", "torchvision", "matplotlib", "torch.distributed.tensor"} & sys.modules.keys()))
+import orchestrator.launch
+print(*({"ray", "mlflow", "peft", "transformers", "sklearn", "pandas", "timm"} & sys.modules.keys()))
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout == "\n\n"
