@@ -136,6 +136,8 @@ def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
+    # The trainer too before Ray is joined: from then on, nodes that share a disk clean up a job's files when one is done.
+    from orchestrator.cluster import trainer  # noqa: F401
     from orchestrator.cluster.connect import connected
 
     with connected(experiment) as dashboard:
