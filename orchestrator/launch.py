@@ -136,7 +136,7 @@ def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
-    # The trainer too before Ray is joined: from then on, nodes that share a disk clean up a job's files when one is done.
+    # The trainer too before Ray is joined: nodes that share a disk may remove a job's files when another one is done.
     from orchestrator.cluster import trainer  # noqa: F401
     from orchestrator.cluster.connect import connected
 
