@@ -1,6 +1,6 @@
 """Sequential LoRA: one low-rank adapter trained on each task in turn, with nothing against forgetting.
 
-The floor that every other method has to beat (Hu et al. 2022 for the adapter). The layer is drawn, scaled and named as
+The floor that every other method has to beat (Hu et al. 2022 for the adapter). The layer is drawn and scaled as
 peft's, and a test holds it to peft's outputs; importing peft takes longer than torch itself, in every worker of every
 run, so that it is left to the export of adapters.
 """
