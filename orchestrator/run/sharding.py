@@ -28,6 +28,7 @@ from benchmarks.models.model import Model
 from methods.levels import Levels
 
 CPU = torch.device("cpu")
+MIB = 2**20
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 PARTIAL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
@@ -40,6 +41,8 @@ class Place:
     world: int = 1
     sharding: str = "none"
     device: torch.device = CPU
+    # Bytes from which FSDP2 gathers a block by itself: a gather of less costs more in waiting than it saves in memory.
+    least_unit: int = 16 * MIB
 
     def spread(self, model: Model, half: bool = False) -> nn.Module:
         """Wrap or shard ``model`` in place; the result is what training calls. ``half`` computes in bf16."""
@@ -57,7 +60,8 @@ class Place:
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
         # Blocks before the root, which takes the parameters that no inner call has taken.
         for block in model.blocks():
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            if size_in_bytes(block) >= self.least_unit:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -105,6 +109,10 @@ class Place:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def size_in_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def adapters_and_head(model: nn.Module) -> dict[str, Any]:
