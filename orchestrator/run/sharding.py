@@ -41,8 +41,8 @@ class Place:
     world: int = 1
     sharding: str = "none"
     device: torch.device = CPU
-    # Bytes from which FSDP2 gathers a block by itself: a gather of less costs more in waiting than it saves in memory.
-    least_unit: int = 16 * MIB
+    # Bytes of a model from which FSDP2 gathers it block by block: below, waiting costs more than the memory is worth.
+    by_blocks_from: int = 64 * MIB
 
     def spread(self, model: Model, half: bool = False) -> nn.Module:
         """Wrap or shard ``model`` in place; the result is what training calls. ``half`` computes in bf16."""
@@ -59,9 +59,9 @@ class Place:
         kept = torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
         # Blocks before the root, which takes the parameters that no inner call has taken.
-        for block in model.blocks():
-            if size_in_bytes(block) >= self.least_unit:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+        blocks = model.blocks() if size_in_bytes(model) >= self.by_blocks_from else []
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

@@ -77,8 +77,8 @@ def worker(process: int, folder: Path, models: dict[str, Path]) -> None:
     for kind in KINDS:
         for case, settings in CASES.items():
             model = make_model(models[kind], bool(settings.get("recompute")))
-            least_unit = 0 if settings.get("blocks") else 2**30
-            place = Place(process, WORLD, str(settings["sharding"]), least_unit=least_unit)
+            by_blocks_from = 0 if settings.get("blocks") else 2**30
+            place = Place(process, WORLD, str(settings["sharding"]), by_blocks_from=by_blocks_from)
             found = observed(model, place, bool(settings.get("half")))
             save_file(found, folder / f"{kind}-{case}-{process}.safetensors")
 

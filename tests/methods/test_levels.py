@@ -77,7 +77,7 @@ def worker(process: int, folder: Path) -> None:
     """Write what this process sees of every sharding and rank; the test process compares."""
     for sharding, rank in CASES:
         # With one rank FSDP2 gathers each block by itself, with the other the whole model at once.
-        place = Place(process, WORLD, sharding, least_unit=0 if rank == 1 else 2**30)
+        place = Place(process, WORLD, sharding, by_blocks_from=0 if rank == 1 else 2**30)
         found = observed(place, rank)
         save_file(found, folder / f"{sharding}-{rank}-{process}.safetensors")
 
