@@ -28,7 +28,6 @@ from benchmarks.models.model import Model
 from methods.levels import Levels
 
 CPU = torch.device("cpu")
-MIB = 2**20
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 PARTIAL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
@@ -42,7 +41,7 @@ class Place:
     sharding: str = "none"
     device: torch.device = CPU
     # Bytes of a model from which FSDP2 gathers it block by block: below, waiting costs more than the memory is worth.
-    by_blocks_from: int = 64 * MIB
+    by_blocks_from: int = 64 * 2**20
 
     def spread(self, model: Model, half: bool = False) -> nn.Module:
         """Wrap or shard ``model`` in place; the result is what training calls. ``half`` computes in bf16."""
@@ -59,8 +58,8 @@ class Place:
         kept = torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
         # Blocks before the root, which takes the parameters that no inner call has taken.
-        blocks = model.blocks() if size_in_bytes(model) >= self.by_blocks_from else []
-        for block in blocks:
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        for block in model.blocks() if size >= self.by_blocks_from else []:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
@@ -109,10 +108,6 @@ class Place:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
-
-
-def size_in_bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def adapters_and_head(model: nn.Module) -> dict[str, Any]:
