@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -47,12 +48,31 @@ def unpacked(archive: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
-            opened.extractall(folder, filter="data")  # refuses links and paths that lead out of the folder
+            if hasattr(tarfile, "data_filter"):
+                opened.extractall(folder, filter="data")  # refuses links and paths that lead out of the folder
+            else:  # Python below 3.11.4
+                opened.extractall(folder, plain_members(opened))
         return
     with zipfile.ZipFile(archive) as opened:
         # zipfile would quietly put such a name elsewhere inside the folder.
         for name in opened.namelist():
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts:
+            if leads_out(name):
                 raise BenchmarkError(f"benchmark.path={archive}: {name!r} in it would be written elsewhere")
         opened.extractall(folder)
+
+
+def plain_members(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """Files and folders that stay inside, with this user as owner; TarError for all else, every link included."""
+    members = archive.getmembers()
+    for member in members:
+        if leads_out(member.name) or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is a link or would be written elsewhere")
+        member.mode = 0o755 if member.isdir() else 0o644
+        # tarfile gives files to the archive's owner where root unpacks them.
+        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    return members
+
+
+def leads_out(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts

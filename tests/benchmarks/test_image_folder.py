@@ -228,6 +228,26 @@ def test_a_tar_that_would_write_elsewhere_is_refused(tmp_path: Path, cache: Path
     assert [f for f in cache.iterdir() if f.suffix != ".lock"] == []
 
 
+def test_a_python_without_tar_filters_unpacks_files_and_refuses_what_leads_out(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    for animal in ("cat", "dog"):
+        numbered(root / animal, 5)
+    file = packed(root, root.parent / "images.tar")
+    stream = read(file)
+    [folder] = cache.glob("unpacked-*/images")
+    assert rows(stream.train, folder) == rows(read(root).train, root)
+    for number, (name, link) in enumerate((("../../outside.png", ""), ("/outside.png", ""), ("cat/a.png", "../../b"))):
+        hostile = root.parent / f"{number}.tar"
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = (tarfile.SYMTYPE if link else tarfile.REGTYPE), link
+        with tarfile.open(hostile, "w") as archive:
+            archive.addfile(member)
+        assert refusal(hostile).startswith(f"benchmark.path={hostile}: cannot be unpacked ({name!r}")
+    assert [f.name for f in cache.glob("unpacked-*") if f.suffix != ".lock"] == [folder.parent.name]
+
+
 def test_a_damaged_archive_is_refused_and_leaves_nothing(root: Path, cache: Path) -> None:
     numbered(root / "cat", 5)
     file = packed(root, root.parent / "images.zip")
