@@ -22,3 +22,5 @@ if "RAY_ADDRESS" not in os.environ:
     # With 0 a local Ray binds to 127.0.0.1 on Linux too; else it takes the machine's address, which others can reach.
     # The name is that of the systems for which Ray made the switch.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # One machine is not taken away with notice, as nodes of a cloud are; the watcher costs each run a process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
