@@ -27,7 +27,7 @@ from typing import Any
 RAY = Path(sys.executable).parent / "ray"
 Node = subprocess.Popen[bytes]
 START_SECONDS = 120
-END_SECONDS = 10
+END_SECONDS = 3  # then its whole group is killed
 
 
 @dataclass(frozen=True)
