@@ -63,8 +63,13 @@ def refuse_strangers(folder: Path) -> None:
 
 
 def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
-    """The first setting in which two nested dictionaries differ, with both values."""
-    for key in sorted({*left, *right}):
+    """A setting in which two nested dictionaries differ, with both values: what a part is before its options."""
+
+    def rank(key: str) -> tuple[bool, bool, str]:
+        # Two methods have options of their own, and "method.adapter=shared, not None" would not say what was changed.
+        return key not in ("name", "kind"), key not in left or key not in right, key
+
+    for key in sorted({*left, *right}, key=rank):
         one, other = left.get(key), right.get(key)
         if isinstance(one, dict) and isinstance(other, dict) and one != other:
             return difference(one, other, f"{prefix}{key}.")

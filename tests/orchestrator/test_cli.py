@@ -300,15 +300,18 @@ def test_the_same_command_again_shows_the_result_and_trains_nothing(
         assert str(storage / NAME / "report.html") in "".join(printed.out.split("\n"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "holds"),
+    [("train.epochs=2", "train.epochs=1, not 2"), ("method=treelora", "method.name=lora, not treelora")],
+)
 def test_a_finished_run_is_not_overwritten_by_one_with_other_settings(
-    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], setting: str, holds: str
 ) -> None:
     storage, _ = finished
     before = contents(storage)
-    said = refusal(capsys, "train", f"storage={storage}", *TINY, f"name={NAME}", "train.epochs=2")
+    said = refusal(capsys, "train", f"storage={storage}", *TINY, f"name={NAME}", setting)
     assert said == (
-        f"name={NAME}: {storage / NAME} holds a run with train.epochs=1, not 2; "
-        "choose another name=… or remove that folder"
+        f"name={NAME}: {storage / NAME} holds a run with {holds}; choose another name=… or remove that folder"
     )
     assert contents(storage) == before
 
