@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := .venv/.ready
 
 .PHONY: run test
-# Part of the images, once each, so that it takes minutes; the higher rate makes rank and sparsity matter.
+# Part of the images, once each, so that it takes minutes; at the default rate all four trials would end alike.
 run: $(READY)
 	.venv/bin/python run.py sweep name=demo sweep=rank_sparsity scale=two_shards train.epochs=1 \
 	train.learning_rate=5e-4 benchmark.train_per_class=100 benchmark.test_per_class=30

@@ -65,11 +65,11 @@ def refuse_strangers(folder: Path) -> None:
 def difference(left: Any, right: Any, prefix: str = "") -> tuple[str, Any, Any]:
     """A setting in which two nested dictionaries differ, with both values: what a part is before its options."""
 
-    def rank(key: str) -> tuple[bool, bool, str]:
+    def order(key: str) -> tuple[bool, bool, str]:
         # Two methods have options of their own, and "method.adapter=shared, not None" would not say what was changed.
         return key not in ("name", "kind"), key not in left or key not in right, key
 
-    for key in sorted({*left, *right}, key=rank):
+    for key in sorted({*left, *right}, key=order):
         one, other = left.get(key), right.get(key)
         if isinstance(one, dict) and isinstance(other, dict) and one != other:
             return difference(one, other, f"{prefix}{key}.")

@@ -57,8 +57,8 @@ class Place:
         # Gradients are added over workers in float32, and outputs leave in it: a sum in bf16 keeps 8 bits.
         kept = torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
-        # Blocks before the root, which takes the parameters that no inner call has taken.
         size = sum(parameter.nbytes for parameter in model.parameters())
+        # Blocks before the root, which takes the parameters that no inner call has taken.
         for block in model.blocks() if size >= self.by_blocks_from else []:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
