@@ -21,7 +21,7 @@ from orchestrator.settings.config import Experiment
 from tests.support.experiments import small_experiment
 from tests.support.pair import Pair, two_processes
 from tests.support.tiny import MODELS, tiny_model
-from tests.support.two_nodes import Cluster, as_user, two_node_cluster
+from tests.support.two_nodes import Cluster, two_node_cluster
 
 SETTINGS = ("test_compose.py", "test_papers.py", "test_study.py")  # compose most of the files of configs
 
@@ -104,6 +104,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def user(cluster: Cluster) -> Iterator[ProcessPoolExecutor]:
-    """A process whose commands join the cluster; Ray and the project read that while they are imported."""
-    with as_user(cluster.environment | {"RAY_ADDRESS": cluster.address}) as process:
+    """One process of a user of the cluster for all tests."""
+    with cluster.user() as process:
         yield process

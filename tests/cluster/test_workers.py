@@ -21,7 +21,7 @@ from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 from tests.orchestrator.test_cli import call
 from tests.support.experiments import SMALL, small_experiment
-from tests.support.two_nodes import Cluster, as_user, dashboard_says
+from tests.support.two_nodes import Cluster, dashboard_says
 
 pytestmark = pytest.mark.ray
 SETTINGS = ["train.epochs=1", "method.search.every=1", "checkpoint.every=2"]
@@ -40,7 +40,7 @@ def job(cluster: Cluster, user: ProcessPoolExecutor, folder: Path) -> tuple[str,
     run = [*SMALL, *SETTINGS, *FSDP2, "name=two", f"storage={folder / 'runs'}"]
     command = ["submit", "--address", cluster.dashboard, "--wait", "--", "train", *run]
     submitted = user.submit(printed_by, *command)
-    with as_user(cluster.environment | {"RAY_ADDRESS": cluster.address}) as other:
+    with cluster.user() as other:
         killed = other.submit(kill_one_worker, folder / "runs" / "two").result()
     return str(submitted.result()).split()[0], killed
 

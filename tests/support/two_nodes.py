@@ -39,6 +39,10 @@ class Cluster:
     token: str
     environment: dict[str, str]
 
+    def user(self) -> ProcessPoolExecutor:
+        """A process whose commands join the cluster; Ray and the project read that while they are imported."""
+        return as_user(self.environment | {"RAY_ADDRESS": self.address})
+
 
 @contextmanager
 def two_node_cluster(tmp_path: Path) -> Iterator[Cluster]:
