@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Part of the images, once each, so that it takes minutes; at the default rate all four trials would end alike.
 run: $(READY)
 	.venv/bin/python run.py sweep name=demo sweep=rank_sparsity scale=two_shards train.epochs=1 \
-	train.learning_rate=5e-4 benchmark.train_per_class=100 benchmark.test_per_class=30
+	train.learning_rate=5e-4 benchmark.train_per_class=100 benchmark.test_per_class=30 sweep.confirm=0
 	@echo "Next: open runs/demo/report.html, then your own pictures:" \
 	"source .venv/bin/activate; evergreen train benchmark=image_folder benchmark.path=DIR"
 

@@ -70,9 +70,9 @@ def sweep(
     from orchestrator.settings.compose import load_experiment
 
     experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
-    from orchestrator.launch import launch_sweep
     from orchestrator.pages.console import output, sweep_summary
     from orchestrator.records.address import tracking_uri
+    from orchestrator.sweep import launch_sweep
 
     summary = launch_sweep(experiment)
     if as_json:
@@ -87,16 +87,18 @@ def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
 
 @app.command()
 def compare(
-    study: Annotated[Path, typer.Argument(help="file that names the runs, as docs/studies/*.yaml")],
+    study: Annotated[str, typer.Argument(help="file that names the runs, as docs/studies/*.yaml, or methods=[a,b]")],
     settings: Settings = None,
     output: Annotated[Path | None, typer.Option(help="page; default: <study>.md in docs/, or here")] = None,
 ) -> None:
-    """Run all rows of a study and write one page (Markdown and HTML) with their table; goes on where it stopped."""
-    from orchestrator.launch import check_run, launch_run
-    from orchestrator.study import run_study
+    """Run all rows of a study, side by side where there is room, and write one page with their table; goes on again."""
+    from orchestrator.compare import run_study
+    from orchestrator.study import command, find_study
 
-    page = output or (PROJECT / "docs" if is_checkout() else Path.cwd()) / f"{study.stem}.md"
-    run_study(study, page, settings or [], check_run, launch_run)
+    file, found, given = find_study(study, settings or [])
+    inside = is_checkout() and "=" not in study
+    page = (output or (PROJECT / "docs" if inside else Path.cwd()) / f"{file.stem}.md").expanduser()
+    run_study(file, found, page, given, command(Path(study), settings or []))
     print(f"page: {page}", f"HTML: {page.with_suffix('.html')}", sep="\n")
 
 

@@ -80,8 +80,11 @@ class Method:
 
     @classmethod
     def search_space(cls) -> dict[str, Any]:
-        """Settings worth sweeping, in the form of ``sweep.space``."""
-        return {}
+        """Settings worth sweeping, in the form of ``sweep.space``: the learning rates, to which methods add theirs."""
+        return {
+            "train.first_learning_rate": {"loguniform": [1e-4, 3e-3]},
+            "train.learning_rate": {"loguniform": [1e-5, 1e-3]},
+        }
 
     def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
         """Insert what will be trained next to the frozen backbone; ValueError names a setting that does not fit.

@@ -94,7 +94,7 @@ class LoRA(Method):
 
     @classmethod
     def search_space(cls) -> dict[str, object]:
-        return {"method.rank": [2, 4, 8, 16]}
+        return super().search_space() | {"method.rank": {"choice": [2, 4, 8, 16]}}
 
 
 def modules_to_adapt(

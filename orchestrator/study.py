@@ -13,15 +13,15 @@
       few: [benchmark.train_per_class=8]
     matrices: true                                        # show each row's accuracy matrix of the first seed
 
-Runs that are finished are not run again, and a stopped one goes on, so a study can be stopped and grown at will.
+The same from the command line: ``methods=[lora,treelora] seeds=[0,1,2] benchmark=split_digits head=gaussian``, with
+``benchmarks``, ``heads`` and ``backbones`` besides: every combination is a row, under a group for each benchmark.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -30,14 +30,13 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from orchestrator.pages.study_html import html_page
-from orchestrator.pages.study_page import Rows, page
-from orchestrator.settings.compose import explain, load_experiment
+from orchestrator.settings.compose import explain, load_experiment, parse
 from orchestrator.settings.config import LONGEST_NAME, Experiment, Settings
 from orchestrator.settings.errors import UserError
 
 OTHER, PUNCTUATION = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"[^A-Za-z0-9.]+")
 PLACES = ("storage=", "tracking.", "checkpoint.")
+LISTS = {"methods": "method", "heads": "head", "backbones": "backbone", "benchmarks": "benchmark", "seeds": "seed"}
 
 
 class Study(Settings):
@@ -73,6 +72,39 @@ def read_study(file: Path) -> Study:
         return Study.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{file}: {explain(error, Study, '')}") from None
+
+
+def find_study(named: str, settings: list[str]) -> tuple[Path, Study, list[str]]:
+    """The study in the file ``named``, or that of a command line; its file, and the settings that are not in it."""
+    if "=" in named and not Path(named).exists():
+        return (*study_of([named, *settings]), [])
+    return Path(named), read_study(Path(named)), settings
+
+
+def study_of(words: list[str]) -> tuple[Path, Study]:
+    """The study that ``key=value`` words describe, and the name of the file that could hold it."""
+    lists, settings = {}, []
+    for word in words:
+        key = word.partition("=")[0]
+        if key in LISTS:
+            value = parse(word).value()
+            lists[key] = [str(one) for one in (value if isinstance(value, list) else [value])]
+        else:
+            settings.append(word)
+    if "methods" not in lists and not {"heads", "backbones", "benchmarks"} & lists.keys():
+        raise UserError("compare: name a study's file, or what is compared, as in methods=[lora,treelora]")
+    rows = [[f"{LISTS[key]}={one}" for one in lists[key]] for key in ("methods", "heads", "backbones") if key in lists]
+    labelled = {", ".join(word.partition("=")[2] for word in row): list(row) for row in product(*rows)}
+    groups = {name: [f"benchmark={name}"] for name in lists.get("benchmarks", [])}
+    names = [*lists.get("benchmarks", []), *(word.partition("=")[2] for word in settings if word[:10] == "benchmark=")]
+    title = f"{', '.join(labelled)} on {', '.join(names) or 'the default benchmark'}"
+    found: dict[str, Any] = {"title": title, "settings": settings, "rows": labelled, "seeds": lists.get("seeds", [0])}
+    found |= {"groups": groups} if groups else {}
+    try:
+        study = Study.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"compare: {explain(error, Study, '')}") from None
+    return Path(OTHER.sub("-", "compare-" + "-".join([*labelled, *names]))[:60].rstrip("-.") + ".yaml"), study
 
 
 def experiments(file: Path, study: Study, settings: list[str]) -> dict[str, dict[str, list[Experiment]]]:
@@ -113,44 +145,6 @@ def run_name(file: Path, label: str, seed: int) -> str:
     return words.lstrip("-._")[: LONGEST_NAME - len(end)] + end
 
 
-def run_study(
-    file: Path,
-    output: Path,
-    settings: list[str],
-    check: Callable[[Experiment], None],
-    launch: Callable[[Experiment], dict[str, Any]],
-) -> Rows:
-    """Run all rows and write ``output`` and its HTML anew after each, so that a long study can be looked at.
-
-    Every row is checked before the first one starts. The results are by row, with its group in front, and seed.
-    """
-    study = read_study(file)
-    groups = experiments(file, study, settings)
-    rows = [(group, label, runs) for group, labels in groups.items() for label, runs in labels.items()]
-    for group, label, runs in rows:
-        with row_named(file, full_name(group, label)):
-            check(runs[0])  # the others differ in their seed alone
-    check_page(output)
-    results: dict[str, Rows] = {}
-    number, total = 0, sum(len(runs) for _, _, runs in rows)
-    for group, label, runs in rows:
-        done = results.setdefault(group, {}).setdefault(label, [])
-        for experiment in runs:
-            number += 1
-            line = f"run {number} of {total}: {full_name(group, label)}, seed {experiment.seed}"
-            print(line, file=sys.stderr, flush=True)
-            done.append(launch(experiment))
-        write_pages(output, study, command(file, settings), results)
-    return {full_name(group, label): runs for group, labels in results.items() for label, runs in labels.items()}
-
-
-def write_pages(output: Path, study: Study, repeat: str, results: dict[str, Rows]) -> None:
-    """The Markdown in ``output`` and the same as HTML beside it."""
-    written = page(study.title, study.about, repeat, results, study.matrices)
-    output.write_text(written, encoding="utf-8")
-    output.with_suffix(".html").write_text(html_page(study.title, written), encoding="utf-8")
-
-
 @contextmanager
 def row_named(file: Path, label: str) -> Iterator[None]:
     """An error names the row."""
@@ -160,22 +154,11 @@ def row_named(file: Path, label: str) -> Iterator[None]:
         raise UserError(f"{file}: row {label!r}: {error}") from None
 
 
-def check_page(output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}); name another file") from None
-    if output.suffix == ".html":
-        raise UserError(f"--output {output}: name the Markdown file, as in {output.stem}.md; its HTML goes beside it")
-    for file in (output, output.with_suffix(".html")):
-        if file.is_dir():
-            raise UserError(f"--output {file}: it is a folder; name a file in it")
-
-
 def command(file: Path, settings: list[str]) -> str:
     """What repeats the study, typed in the project's folder; settings of storage and records are left out."""
     project, absolute = Path(__file__).resolve().parents[1], file.resolve()
     # Of a file elsewhere the name alone: a page that is published should not show somebody's folders.
     name = str(absolute.relative_to(project)) if absolute.is_relative_to(project) else file.name
+    name = name if file.exists() or "=" not in str(file) else str(file)  # a study from the command line
     needed = [setting for setting in settings if not setting.startswith(PLACES)]
     return shlex.join(["run.py", "compare", name, *needed])

@@ -14,7 +14,15 @@ from methods import method_names
 
 PROJECT = Path(__file__).resolve().parents[1]
 FLOORS = ("run", "orchestrator", "benchmarks", "methods")
-WINGS = ("front door", "cluster", "records", "pages", "run", "settings")  # of orchestrator, from top to bottom
+WINGS = (
+    "front door",
+    "cluster",
+    "records",
+    "pages",
+    "search",
+    "run",
+    "settings",
+)  # of orchestrator, from top to bottom
 HOMES = {"ray": Path("orchestrator/cluster"), "mlflow": Path("orchestrator/records")}
 # benchmarks/speed measures methods beside their references, below everything that runs them
 SPEED = Path("benchmarks/speed")

@@ -44,8 +44,14 @@ class GradientProjection(StackedMethod):
 
     @classmethod
     def search_space(cls) -> dict[str, object]:
-        rates = {"loguniform": [1e-6, 1e-4]}
-        return {"method.space.energy": [0.8, 0.9, 0.95], "method.full_rank_learning_rate": rates}
+        return super().search_space() | {
+            "method.rank": {"choice": [4, 8, 16]},
+            "method.full_rank_learning_rate": {"loguniform": [1e-6, 1e-4]},
+            "method.space.energy": {"uniform": [0.8, 0.99]},
+            "method.space.cap": {"uniform": [0.25, 1.0]},
+            "method.compression.rank": {"logint": [2, 32]},
+            "method.compression.every": {"logint": [1, 50]},
+        }
 
     def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
         """Open the weights that are trained whole, and put layers for LoRA pairs in the place of the other targets."""

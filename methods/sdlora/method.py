@@ -48,7 +48,13 @@ class SDLoRA(StackedMethod):
 
     @classmethod
     def search_space(cls) -> dict[str, object]:
-        return {"method.rank": [4, 10], "method.alpha_at_task_start": ["carry", "reset"]}
+        return super().search_space() | {
+            "method.rank": {"choice": [8, 10, 16]},  # not below the ranks that variant rr falls to
+            "method.magnitude": {"loguniform": [0.1, 3.0]},
+            "method.alpha_at_task_start": {"choice": ["carry", "reset"]},
+            "method.variant": {"choice": ["full", "rr", "kd", "one_direction"]},
+            "method.absorption.threshold": {"loguniform": [1e-4, 0.5], "when": {"method.variant": "kd"}},
+        }
 
     def adapt(self, model: nn.Module, targets: Sequence[str], blocks: Sequence[str], tasks: int) -> None:
         """Layers with room for directions in the place of all targets, and beside them one magnitude for each task."""

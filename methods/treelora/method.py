@@ -47,8 +47,21 @@ class TreeLoRA(LoRA):
 
     @classmethod
     def search_space(cls) -> dict[str, object]:
-        confidence = {"loguniform": [0.02, 0.5]}
-        return {"method.rank": [4, 8], "method.sparsity": [0.0, 0.5], "method.search.confidence": confidence}
+        regularised = {"unless": {"method.regulariser.kind": "none"}}
+        in_a_tree = {"when": {"method.search.kind": "tree"}}
+        return super().search_space() | {
+            "method.sparsity": {"uniform": [0.0, 0.9]},
+            "method.regulariser.kind": {"choice": ["cos", "l1", "none"]},
+            "method.regulariser.strength": {"loguniform": [0.01, 3.0]} | regularised,
+            "method.search.kind": {"choice": ["tree", "flat", "random"]} | regularised,
+            "method.search.every": {"logint": [1, 16]} | regularised,
+            "method.search.rounds": {"logint": [2, 32]} | regularised,
+            "method.search.confidence": {"loguniform": [0.02, 0.5]} | regularised,
+            "method.search.bonus": {"choice": ["horizon", "paper"]} | regularised,
+            "method.search.granularity": {"choice": ["path", "per_layer"]} | regularised,
+            "method.search.statistics": {"choice": ["task", "epoch"]} | regularised,
+            "method.search.diameter_scale": {"uniform": [0.0, 1.0]} | in_a_tree | regularised,
+        }
 
     def service(self, seed: int) -> TreeService:
         return TreeService(self.config.search, self.config.tree, self.config.sketch, seed)

@@ -1,39 +1,31 @@
-"""One trial of a sweep, as Tune calls it in a process of its own; that process imports no more than a trial needs."""
+"""One run of many, as Tune calls it in a process of its own.
+
+Nothing heavy is imported before the call: while a new process starts, Tune hands its trial to one that has just become
+free and gives the new one up, so that short trials would never get a second process.
+"""
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import Any
 
 from ray import tune
 
-from orchestrator.run.folder import claim, finished
-from orchestrator.settings.compose import checked, with_settings
-from orchestrator.settings.config import Experiment
 
+def trial(work: dict[str, Any]) -> None:
+    """A run of its own; with workers it is their driver. Its node, its numbers and its error are reports to Tune."""
+    tune.report({"node": socket.gethostname()})
+    from orchestrator.run.trials import attempt, outcome, told
+    from orchestrator.settings.compose import checked
 
-def trial(parameters: dict[str, Any]) -> None:
-    """One trial: a run of its own with its own workers and tree actor."""
-    experiment = trial_experiment(
-        checked(parameters["sweep"]), parameters["settings"], tune.get_context().get_trial_id()
-    )
-    # A resumed sweep starts an unfinished trial again, whose run may have been written whole before the stop.
-    if claim(experiment):
-        return
+    experiment = checked(json.loads(work["experiment"]))
     if experiment.scale.workers:
-        from ray.tune.integration.ray_train import TuneReportCallback
-
+        from orchestrator.cluster.forward import Forward
         from orchestrator.cluster.trainer import train_on_workers
 
-        train_on_workers(experiment, [TuneReportCallback()])
+        error = outcome(experiment, lambda: train_on_workers(experiment, [Forward()]))
     else:
-        from orchestrator.run.session import run_here
-
-        run_here(experiment, tune.report)
-    # Workers write an error that the user must fix to a file; raised here, it makes the trial a failed one.
-    finished(experiment.folder)
-
-
-def trial_experiment(sweep: Experiment, settings: dict[str, Any], trial_id: str) -> Experiment:
-    """The run of one trial, in a folder of its own below the sweep's."""
-    place = {"name": f"{sweep.name}-{trial_id}", "storage": str(sweep.folder / "trials")}
-    return with_settings(sweep, settings | place)
+        error = attempt(experiment, lambda metrics: tune.report(told(metrics)))
+    # Raised, it would be tried again like a lost process, and fail again.
+    tune.report({"error": error})

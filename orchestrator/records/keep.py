@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 def open_record(experiment: Experiment) -> Tracker | None:
     """Begin the MLflow record of a single run, or of a sweep; None where tracking is off."""
+    tracker = open_tracker(experiment)
+    if tracker:
+        tracker.begin(experiment.folder, experiment.name, experiment.identity())
+    return tracker
+
+
+def open_tracker(experiment: Experiment) -> Tracker | None:
+    """What writes the records of the experiment's runs; None where tracking is off."""
     if not experiment.tracking.enabled:
         return None
     from orchestrator.records.tracking import Tracker  # MLflow takes a second to import
 
-    tracker = Tracker(experiment)
-    tracker.begin(experiment.folder, experiment.name, experiment.identity())
-    return tracker
+    return Tracker(experiment)
 
 
 def close_run(folder: Path, tracker: Tracker | None, status: str = "FINISHED") -> None:

@@ -9,7 +9,7 @@ from orchestrator.run.checkpoint import read_json, write_json
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
-BEGUN = ("checkpoints", "result.json", "tune")  # a folder with one of these holds work
+BEGUN = ("checkpoints", "result.json", "trials.jsonl")  # a folder with one of these holds work
 # What a start writes before any work: a run that failed at once may be started with other settings.
 UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
 
@@ -31,7 +31,7 @@ def is_finished(experiment: Experiment) -> bool:
 
 def claim_sweep(experiment: Experiment) -> None:
     """The same for a sweep: its search settings belong to what it is."""
-    take_folder(experiment, experiment.identity() | {"sweep": experiment.sweep.model_dump(mode="json")})
+    take_folder(experiment, experiment.identity() | {"sweep": experiment.sweep.search()})
 
 
 def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class Session:
             "benchmark": experiment.benchmark.name,
             "seed": experiment.seed,
             "order_seed": experiment.order_seed,
-            "config": experiment.model_dump(mode="json"),
+            "config": experiment.model_dump(mode="json", exclude={"storage"}),  # a folder may be moved
             "task_names": [task.name for task in self.stream.tasks],
             "scenario": self.stream.scenario,
             "scores": [task.score for task in self.stream.tasks],
@@ -176,5 +176,6 @@ def task_metrics(position: Position, task: int) -> dict[str, Any]:
         "task": seen,
         "test_accuracy": metrics.mean(position.test[task][:seen]),
         "validation_accuracy": metrics.mean(position.validation[task][:seen]),
+        "anytime_validation_accuracy": metrics.average_anytime_accuracy(position.validation[:seen]),
         "loss": position.losses[task],
     }

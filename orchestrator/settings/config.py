@@ -19,6 +19,9 @@ from methods import MethodConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Metric = Literal[
+    "validation_accuracy", "anytime_validation_accuracy", "seconds", "stored_parameters", "peak_memory_bytes"
+]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100  # trials and temporary files add to it, and a file's name has 255 bytes
 
@@ -82,17 +85,64 @@ class TrackingConfig(Settings):
     experiment: str = "evergreen"
 
 
+class BudgetConfig(Settings):
+    """Settings ``sweep.budget.<field>``: when a search ends before it has tried all it could."""
+
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="no trial starts after so many seconds")
+    trials: int | None = Field(None, gt=0, description="no trial starts after so many")
+
+
 class SweepConfig(Settings):
     """Settings ``sweep.<field>``."""
 
-    trials: int | None = Field(None, gt=0, description="trials in all; default: one for each point of the grid")
-    searcher: Literal["random", "optuna"] = Field("random", description="random draws from lists as a grid")
-    scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials, by finished tasks")
+    trials: int | None = Field(
+        None, gt=0, description="trials in all; default: one for each point of the grid, or 8 where there is none"
+    )
+    searcher: Literal["grid", "random", "optuna"] = Field(
+        "random", description="all points; lists as a grid and the rest drawn; TPE, which learns from earlier trials"
+    )
+    objectives: tuple[Metric, ...] = Field(
+        ("validation_accuracy",), min_length=1, description="what is searched for; several give a Pareto front"
+    )
+    scheduler: Literal["none", "asha", "median", "hyperband"] = Field(
+        "none", description="stops weak trials; they are compared after equal numbers of tasks"
+    )
+    grace: int = Field(1, gt=0, description="tasks that every trial learns before a scheduler may stop it")
+    reduction: int = Field(2, ge=2, description="asha and hyperband let one trial in so many pass a rung")
+    protocol: Literal["stream", "first_tasks", "transfer"] = Field(
+        "stream", description="tuned on all tasks, on the first ones, or on this stream to report on another"
+    )
+    first_tasks: int = Field(3, gt=0, description="tasks of a trial under protocol first_tasks")
+    transfer: tuple[str, ...] = Field((), description="settings of the other stream, as in '[\"benchmark=omniglot\"]'")
+    confirm: int = Field(3, ge=0, description="fresh seeds that the chosen settings are run with at the end")
     concurrent: int | None = Field(None, gt=0, description="trials at a time; default: what the resources allow")
+    cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="of a trial in one process; fractions allowed")
+    gpus: float = Field(0.0, ge=0, allow_inf_nan=False, description="of a trial in one process; fractions allowed")
+    retries: int = Field(1, ge=0, description="new attempts of a trial whose process or node was lost")
+    budget: BudgetConfig = BudgetConfig()
     space: dict[str, Any] = Field(
         default_factory=dict,
-        description="setting: [a, b] for a grid, {choice: […]}, {uniform: [a, b]}, {loguniform: [a, b]}",
+        description="setting: [a, b] for a grid, {choice: […]}, {uniform: [a, b]}, and further forms",
     )
+
+    @field_validator("objectives")
+    @classmethod
+    def each_once(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError("name each one once")
+        return objectives
+
+    @model_validator(mode="after")
+    def transfer_has_a_stream(self) -> SweepConfig:
+        if (self.protocol == "transfer") != bool(self.transfer):
+            raise ValueError("sweep.transfer names the other stream and belongs to protocol transfer; set both or none")
+        if self.protocol == "transfer" and not self.confirm:
+            raise ValueError("sweep.confirm=0: protocol transfer reports the runs on the other stream; set 1 or more")
+        return self
+
+    def search(self) -> dict[str, Any]:
+        """The settings that make two searches the same one; resources and budgets may change when one goes on."""
+        return self.model_dump(mode="json", exclude={"concurrent", "cpus", "gpus", "retries", "budget"})
 
 
 class Experiment(Settings):

@@ -76,7 +76,8 @@ def test_offered_values_are_right_ones() -> None:
     for section in ("train.", "scale.", "checkpoint.", "tracking.", "sweep."):
         for name in completion.names(section):
             for value in values(name.rstrip("=")):
-                compose.load_experiment([f"{name}{value}"])
+                partner = ['sweep.transfer=["benchmark=omniglot"]'] if value == "transfer" else []
+                compose.load_experiment([f"{name}{value}", *partner])
 
 
 @pytest.mark.parametrize(

@@ -115,11 +115,12 @@ def test_submit_says_that_it_needs_a_checkout(elsewhere: Path) -> None:
 
 def test_compare_writes_its_page_to_the_current_folder(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[Path] = []
-    monkeypatch.setattr("orchestrator.study.run_study", lambda study, page, *rest: pages.append(page))
-    run.compare(Path("studies/mine.yaml"))
+    monkeypatch.setattr("orchestrator.compare.run_study", lambda file, study, page, *rest: pages.append(page))
+    (elsewhere / "mine.yaml").write_text("title: Mine\nrows: {a: [], b: [seed=1]}\n", encoding="utf-8")
+    run.compare("mine.yaml")
     assert pages == [elsewhere / "mine.md"]
     monkeypatch.setattr(run, "PROJECT", PROJECT)
-    run.compare(Path("studies/mine.yaml"))
+    run.compare("mine.yaml")
     assert pages[1:] == [PROJECT / "docs" / "mine.md"]
 
 

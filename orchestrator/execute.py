@@ -1,0 +1,108 @@
+"""How runs are executed: what is checked before, where they run, and what Ctrl-C says.
+
+Ray takes seconds to import, so only what needs it imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.dataset import BenchmarkError
+from benchmarks.models.backbones import check_backbone
+from orchestrator.pages.console import say
+from orchestrator.pages.progress import watching
+from orchestrator.run.folder import is_finished
+from orchestrator.run.session import read_stream
+from orchestrator.run.trials import Source, run_in_this_process
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
+
+Result = TypeVar("Result")
+Execute = Callable[[Source, Experiment, Path], None]
+
+
+def check_run(experiment: Experiment) -> None:
+    """All that can be refused before a run starts; a finished one needs neither data nor weights."""
+    if not is_finished(experiment):
+        check(experiment)
+
+
+def check(experiment: Experiment) -> None:
+    """Everything that can be wrong with an experiment on this machine."""
+    try:
+        check_backbone(experiment.backbone, experiment.head)
+    except BenchmarkError as error:
+        raise UserError(str(error)) from None
+    check_workers(experiment)
+    read_stream(experiment)
+
+
+def check_workers(experiment: Experiment) -> None:
+    if experiment.scale.workers:
+        from orchestrator.cluster.connect import check_workers_here
+
+        check_workers_here(experiment)
+
+
+@contextmanager
+def executor(experiments: Sequence[Experiment], running: dict[str, Path]) -> Iterator[Execute]:
+    """What does the runs of a source, given an experiment with their resources and a scratch folder for Ray Tune.
+
+    A single run, or one at a time, in one process and without a cluster, runs here; all others are trials of Tune.
+    ``running`` is its caller's to keep: the folders to tell the progress of.
+    """
+    single = len(experiments) == 1 or all(one.sweep.concurrent == 1 for one in experiments)
+    here = single and not any(one.scale.workers for one in experiments) and not os.environ.get("RAY_ADDRESS")
+    with ray_where_needed(experiments[0], not here), watching(lambda: list(running.values())):
+        if here:
+            yield lambda source, needs, scratch: run_in_this_process(source)
+        else:
+            from orchestrator.cluster.executor import run_on_cluster
+
+            yield lambda source, needs, scratch: in_background(lambda: run_on_cluster(source, needs, scratch))
+
+
+@contextmanager
+def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    # The trainer too before Ray is joined: nodes that share a disk may remove a job's files when another one is done.
+    from orchestrator.cluster import trainer  # noqa: F401
+    from orchestrator.cluster.connect import connected
+
+    with connected(experiment) as dashboard:
+        say(f"Ray dashboard: {dashboard}")
+        yield
+
+
+def in_background(work: Callable[[], Result]) -> Result:
+    """Do ``work`` in a thread: in the main one, Ray's own handlers of Ctrl-C would end the process without a word."""
+    future: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future.result()
+
+
+@contextmanager
+def interruptible(standing: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says where things are ``standing`` and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
+        say(f"stopped at {standing()}; the same command goes on from its last checkpoint")
+        raise

@@ -1,0 +1,114 @@
+"""A sweep from its checks to its page: the search, the runs that confirm its choice, records and reports."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.execute import check, check_workers, executor, interruptible
+from orchestrator.pages.console import say
+from orchestrator.records.keep import close_sweep, open_record
+from orchestrator.records.trials import Recorded
+from orchestrator.run.checkpoint import write_json
+from orchestrator.run.folder import claim_sweep
+from orchestrator.run.session import read_stream
+from orchestrator.run.trials import Rows, Work
+from orchestrator.search.ledger import Trial
+from orchestrator.search.protocol import confirmations, trial_experiment
+from orchestrator.search.search import Search
+from orchestrator.search.searchers import number_of_trials
+from orchestrator.search.space import check_space, space_of
+from orchestrator.search.summary import completed, summarise
+from orchestrator.settings.config import Experiment
+
+if TYPE_CHECKING:
+    from orchestrator.records.tracking import Tracker
+
+SNAPSHOT_SECONDS = 1.0
+
+
+def launch_sweep(experiment: Experiment) -> dict[str, Any]:
+    """Run a sweep with progress, records and reports, or go on with one; returns sweep.json's content."""
+    length = check_sweep(experiment)
+    claim_sweep(experiment)
+    if summary := completed(experiment):
+        say(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
+        return summary
+    sweep = Sweep(experiment, length)
+    with interruptible(sweep.standing):
+        tracker = sweep.tracker = open_record(experiment)
+        sweep.run()
+        summary = sweep.write()
+        close_sweep(experiment.folder, tracker, summary)
+    for trial in summary["trials"]:
+        if trial["status"] == "failed":
+            say(
+                f"trial {trial['id']} failed: {trial['error']}; alone: {trial['repeat']}; the same sweep tries it again"
+            )
+    return summary
+
+
+def check_sweep(experiment: Experiment) -> int:
+    """All that can be refused before a sweep starts; returns how many tasks a trial learns.
+
+    Every end of its space, and every run that confirms its choice, has to be an experiment that can start here.
+    """
+    entries = space_of(experiment)
+    for corner in check_space(experiment, entries):
+        check_workers(corner)
+    number_of_trials(experiment, entries)
+    check(experiment)
+    for run in confirmations(experiment, {})[:1]:
+        check(run)
+    return len(read_stream(trial_experiment(experiment, {}, "check")).tasks)
+
+
+class Sweep:
+    """One sweep under way."""
+
+    def __init__(self, experiment: Experiment, length: int) -> None:
+        self.experiment = experiment
+        self.tracker: Tracker | None = None
+        self.search = Search(experiment, length, self.changed)
+        self.running: dict[str, Path] = {}
+        self.written = 0.0
+
+    def run(self) -> None:
+        """All trials, then the chosen settings with fresh seeds."""
+        # Two, as a search has more than one trial to run, how many it may be.
+        with executor([self.experiment] * 2, self.running) as execute:
+            self.do(execute, self.search)
+            best = summarise(self.search)["best"]
+            if best is not None:
+                runs = confirmations(self.experiment, self.search.trials[int(best)].settings)
+                confirming = Rows([Work(run.name, run) for run in runs])
+                self.do(execute, confirming)
+                for name, error in confirming.errors.items():
+                    say(f"{name} failed: {error}; the same command tries it again")
+
+    def do(self, execute: Any, source: Any) -> None:
+        recorded = Recorded(source, self.tracker, self.experiment.folder, self.running)
+        try:
+            execute(recorded, self.experiment, self.experiment.folder / "tune")
+        finally:
+            for failure in recorded.finish():
+                say(f"record: {failure}")
+
+    def standing(self) -> str:
+        over = sum(trial.over for trial in self.search.trials)
+        return f"{over} of {self.search.total} trials"
+
+    def changed(self, trial: Trial) -> None:
+        """A trial was started, stopped, or has ended."""
+        if trial.status == "running" and trial.stopped:
+            say(f"trial {trial.id}: {trial.stopped['text']}")
+        if time.monotonic() - self.written > SNAPSHOT_SECONDS:
+            self.write()
+
+    def write(self) -> dict[str, Any]:
+        """sweep.json as things stand."""
+        self.written = time.monotonic()
+        summary = summarise(self.search)
+        write_json(self.experiment.folder / "sweep.json", summary)
+        return summary
