@@ -121,6 +121,21 @@ def tree(
 
 
 @app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
+    settings: Settings = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print its table: trials of a sweep, tasks of a run")] = False,
+) -> None:
+    """Write report.html again, also of a sweep under way, and print its path."""
+    from orchestrator import report_source
+
+    if as_csv:
+        print(report_source.table(run, settings or []), end="")
+    else:
+        print(report_source.write_report(run, settings or []))
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="name of a run, finished or stopped, or its folder below storage")],
     output: Annotated[Path, typer.Option(help="folder to make")],
