@@ -78,7 +78,7 @@ def sweep(
     if as_json:
         print(json.dumps(summary))
     else:
-        output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n")
+        output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n", crop=False)
 
 
 def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from orchestrator.pages.tree_view import in_full
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 
@@ -52,16 +55,17 @@ def run_table(result: dict[str, Any]) -> Table:
 def sweep_table(summary: dict[str, Any]) -> Table:
     """All trials, best first; test accuracies are only reported, the order comes from validation."""
     table = Table(title=f"{summary['name']}: trials, ordered by {summary['objective'].replace('_', ' ')}", box=SIMPLE)
+    table.collapse_padding, table.pad_edge = True, False
     settings = list(dict.fromkeys(key for trial in summary["trials"] for key in trial["settings"]))
-    # A heading or value that is too wide is folded: one that is cut short could be another.
-    table.add_column("trial", overflow="fold")
+    table.add_column("trial", no_wrap=True)
     for heading in (*last_parts(settings), "valid.", "test", "forget", "s"):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("state", overflow="fold")
+        # Headings go on in the next line, so that three or four settings fit into 80 columns.
+        table.add_column(re.sub(r"([_.])(?=.)", r"\1\n", heading), justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for trial in summary["trials"]:
         table.add_row(
             trial["id"].split("_")[-1],
-            *(setting_text(trial["settings"][key]) if key in trial["settings"] else "–" for key in settings),
+            *(Text(setting_text(trial["settings"][key]) if key in trial["settings"] else "–") for key in settings),
             percent(trial["objective"]),
             percent(trial["final_average_accuracy"]),
             percent(trial["forgetting"]),
@@ -69,7 +73,7 @@ def sweep_table(summary: dict[str, Any]) -> Table:
             state(trial),
             style="bold" if trial["id"] == summary["best"] else None,
         )
-    return table
+    return in_full(table)
 
 
 def last_parts(settings: Sequence[str]) -> list[str]:
@@ -86,11 +90,11 @@ def last_parts(settings: Sequence[str]) -> list[str]:
 
 
 def state(trial: dict[str, Any]) -> str:
-    """The status; of a stopped trial also where, and what it missed."""
+    """The status; of a stopped trial also after how many tasks, and which value missed which cut-off."""
     stopped = trial.get("stopped")
     if not stopped:
         return trial["status"]
-    return f"stopped, task {stopped['tasks']}: {stopped['value']:.3f} < {stopped['cut_off']:.3f}"
+    return f"stopped at {stopped['tasks']}\n{stopped['value']:.3f}<{stopped['cut_off']:.3f}"
 
 
 def sweep_summary(experiment: Experiment, summary: dict[str, Any], record: str) -> list[Any]:
@@ -100,14 +104,14 @@ def sweep_summary(experiment: Experiment, summary: dict[str, Any], record: str) 
     """
     best = next((t for t in summary["trials"] if t["id"] == summary["best"]), None)
     settings = " ".join(f"{key}={value}" for key, value in best["settings"].items()) if best else "no trial finished"
-    return [
-        sweep_table(summary),
+    lines = [
         *failure_lines(summary),
         f"best settings: {settings}" + (f" ({best['folder']})" if best else ""),
         result_line(summary),
         f"record: {record} (look at it with: python run.py watch storage={experiment.storage})",
         f"report: {experiment.folder / 'report.html'}",
     ]
+    return [sweep_table(summary), *map(Text, lines)]  # an error may hold what rich would take for its markup
 
 
 def failure_lines(summary: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ def distribution(scale: Scale, values: Sequence[Any]) -> BaseDistribution:
 
 
 def parameter(scale: Scale, kind: BaseDistribution, value: Any) -> Any:
-    """A value as Optuna gets it: by its place on the axis, so that those of a wide range count by their logarithm."""
+    """A value as Optuna gets it: its place on the axis, or the word for it."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(kind, CategoricalDistribution):

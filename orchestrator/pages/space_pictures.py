@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from orchestrator.pages.pictures import GREY, INK, Record, short, svg
+from orchestrator.pages.pictures import GREY, INK, Matrix, Record, short, svg
 from orchestrator.pages.scales import Scale, numbers, scale_of
 from orchestrator.pages.sweep_pictures import MARKERS, legend, marks
 
@@ -63,6 +63,8 @@ def shading(sweep: Record, values: Sequence[float]) -> ScalarMappable:
     low, high = np.quantile(values, (0.25, 0.75))
     reach = 1.5 * (high - low) or max(values) - min(values)
     bounds = max(min(values), low - reach), min(max(values), high + reach)
+    if bounds[0] == bounds[1]:
+        bounds = bounds[0] - 0.5, bounds[1] + 0.5
     better_is_more = sweep["objectives"][sweep["objective"]] == "max"
     return ScalarMappable(colors.Normalize(*bounds), SHADES if better_is_more else SHADES.reversed())
 
@@ -70,7 +72,7 @@ def shading(sweep: Record, values: Sequence[float]) -> ScalarMappable:
 def color_bar(figure: Figure, shades: ScalarMappable, sweep: Record) -> None:
     bar = figure.colorbar(shades, ax=figure.axes, fraction=0.04, pad=0.03)
     bar.set_label(sweep["objective"])
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def parallel_picture(sweep: Record, trials: Sequence[Record], settings: Sequence[str]) -> Markup:
@@ -129,48 +131,44 @@ def pair_picture(sweep: Record, trials: Sequence[Record], pair: tuple[str, str])
     """Two settings together, coloured by the objective; with enough trials of two ranges, contours between them."""
     scales = [scale_of([trial["settings"][key] for trial in trials]) for key in pair]
     values = [trial["objective"] for trial in trials]
-    places = np.array([[s.place(t["settings"][key]) for s, key in zip(scales, pair, strict=True)] for t in trials])
-    shades = shading(sweep, values)
+    # As shares of the axes: triangles between the points would depend on the units of the settings.
+    places = np.array([[s.share(t["settings"][key]) for s, key in zip(scales, pair, strict=True)] for t in trials])
+    shades, shaded = shading(sweep, values), has_contour(scales, places)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        if has_contour(scales, places):
-            levels = np.linspace(*shades.get_clim(), 9)
-            looks: dict[str, Any] = {"cmap": shades.cmap, "norm": shades.norm, "extend": "both"}
-            axes.tricontourf(*places.T, values, levels, alpha=0.35, **looks)
-        x, y = spread(places, scales).T
+        if shaded:
+            looks: dict[str, Any] = {"cmap": shades.cmap, "norm": shades.norm, "extend": "both", "alpha": 0.35}
+            axes.tricontourf(places[:, 0], places[:, 1], values, levels=np.linspace(*shades.get_clim(), 9), **looks)
+        x, y = spread(places, scales[0]).T
         axes.scatter(x, y, 26, shades.to_rgba(np.array(values)), edgecolors=INK, linewidths=0.4, zorder=3)
         best = [place for place, trial in enumerate(trials) if trial["id"] == sweep["best"]]
         marks(axes, "best", list(x[best]), list(y[best]), zorder=4)
         for key, scale, axis in zip(pair, scales, (axes.xaxis, axes.yaxis), strict=True):
-            axis.set_ticks(list(scale.ticks), labels=[short(label, 12) for label in scale.ticks.values()])
+            labels = [short(label, 12) for label in scale.ticks.values()]
+            axis.set_ticks([scale.shared(tick) for tick in scale.ticks], labels=labels)
             axis.set_label_text(short(key, 34))
-        margins = [0.0 if scale.stepped else 0.05 * (scale.high - scale.low) for scale in scales]
-        axes.set_xlim(scales[0].low - margins[0], scales[0].high + margins[0])
-        axes.set_ylim(scales[1].low - margins[1], scales[1].high + margins[1])
+        axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         axes.grid()
         color_bar(figure, shades, sweep)
         legend(figure)
 
-    label = f"{'Contours' if has_contour(scales, places) else 'Scatter plot'}: {sweep['objective']} by {pair[0]}"
-    return svg("pair", f"{label} and {pair[1]}", (6.4, 4.2), draw)
+    label = f"{'Contours' if shaded else 'Scatter plot'}: {sweep['objective']} by {pair[0]} and {pair[1]}"
+    return svg("pair", label, (6.4, 4.2), draw)
 
 
-def has_contour(scales: Sequence[Scale], places: np.ndarray) -> bool:
+def has_contour(scales: Sequence[Scale], places: Matrix) -> bool:
     """Whether both settings are ranges and their points do not lie on one line."""
     ranges = not any(scale.stepped for scale in scales)
-    return ranges and len(places) >= ENOUGH and np.linalg.matrix_rank(places - places.mean(0)) == 2
+    return ranges and len(places) >= ENOUGH and bool(np.linalg.matrix_rank(places - places.mean(0)) == 2)
 
 
-def spread(places: np.ndarray, scales: Sequence[Scale]) -> np.ndarray:
+def spread(places: Matrix, across: Scale) -> Matrix:
     """The points, with those of one place side by side."""
     keys = [tuple(place) for place in places.tolist()]
     number, seen = Counter(keys), Counter[tuple[float, ...]]()
-    moved = places.copy()
+    room, moved = 0.8 / len(across.ticks) if across.stepped else 0.1, places.copy()
     for row, key in enumerate(keys):
-        room = 0.8 if scales[0].stepped else 0.1 * (scales[0].high - scales[0].low)
-        moved[row, 0] += min(room / number[key], 0.03 * (scales[0].high - scales[0].low)) * (
-            seen[key] - (number[key] - 1) / 2
-        )
+        moved[row, 0] += min(0.03, room / number[key]) * (seen[key] - (number[key] - 1) / 2)
         seen[key] += 1
     return moved

@@ -46,15 +46,16 @@ def history_picture(sweep: Record, trials: Sequence[Record]) -> Markup:
     """The objective in the order of ``trials``, which are numbered from 1, and the best finished one so far."""
     better = max if sweep["objectives"][sweep["objective"]] == "max" else min
 
+    values = [(place, trial["objective"], trial["status"]) for place, trial in enumerate(trials, 1)]
+    known = {s: [(p, value) for p, value, status in values if status == s and value is not None] for s in MARKERS}
+
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for status in ("stopped", "finished"):
-            found = [(place, t["objective"]) for place, t in enumerate(trials, 1) if t["status"] == status]
-            known = [(place, value) for place, value in found if value is not None]
-            marks(axes, status, [place for place, _ in known], [value for _, value in known])
-        if known:  # the finished ones
-            so_far = list(itertools.accumulate((value for _, value in known), better))
-            places = [*(place for place, _ in known), len(trials)]
+            marks(axes, status, [place for place, _ in known[status]], [value for _, value in known[status]])
+        if finished := known["finished"]:
+            so_far = list(itertools.accumulate((value for _, value in finished), better))
+            places = [*(place for place, _ in finished), len(trials)]
             looks: dict[str, Any] = {"drawstyle": "steps-post", "color": PALETTE[1], "linewidth": 1.4}
             axes.plot(places, [*so_far, so_far[-1]], label="best finished so far", **looks)
         lost = [place for place, trial in enumerate(trials, 1) if trial["status"] == "failed"]
@@ -66,7 +67,7 @@ def history_picture(sweep: Record, trials: Sequence[Record]) -> Markup:
         axes.grid(axis="y")
         legend(figure)
 
-    return svg("history", f"Scatter plot: {sweep['objective']} of {len(trials)} trials in order", (7.6, 3.0), draw)
+    return svg("history", f"History: {sweep['objective']} of {len(trials)} trials in order", (7.6, 3.0), draw)
 
 
 def curves_picture(sweep: Record, trials: Sequence[Record]) -> Markup:
@@ -127,7 +128,7 @@ def rungs_picture(trials: Sequence[Record]) -> Markup:
         legend(figure)
 
     size = max(4.4, min(9.0, 1.6 + 2.0 * len(rungs))), 3.4
-    return svg("rungs", f"Scatter plot: values and cut-offs at {len(rungs)} rungs", size, draw)
+    return svg("rungs", f"Decisions: values and cut-offs at {len(rungs)} numbers of tasks", size, draw)
 
 
 def front_picture(sweep: Record, trials: Sequence[Record]) -> Markup:
@@ -157,7 +158,7 @@ def front_picture(sweep: Record, trials: Sequence[Record]) -> Markup:
         legend(figure)
 
     size = max(5.0, 3.4 * len(others)), 3.4
-    return svg("front", f"Scatter plots: {first} against {', '.join(others)}", size, draw)
+    return svg("front", f"Trade-off: {first} against {', '.join(others)}", size, draw)
 
 
 def goal(sweep: Record, objective: str) -> str:

@@ -88,22 +88,22 @@ def test_failures_have_error_node_attempts_and_the_command_to_repeat(page: str) 
 
 
 def test_history_follows_the_best_finished_trial_in_the_order_of_drawing(page: str) -> None:
-    (svg,) = [svg for name, svg in figures(page).items() if name == "Scatter plot: validation_accuracy"]
+    (svg,) = [svg for name, svg in figures(page).items() if name == "History: validation_accuracy"]
     line = next(path for path in svg.iter(f"{SVG}path") if "#d9822b" in path.get("style", ""))
     corners = [tuple(map(float, place)) for place in re.findall(r"[ML] ([\d.]+) ([\d.]+)", line.get("d", ""))]
     heights = [y for _, y in corners]
     assert heights == sorted(heights, reverse=True) and len(set(heights)) == 2, "from 0.61 up to 0.7, once"
-    marks = points(page, "Scatter plot: validation_accuracy")
+    marks = points(page, "History")
     assert len(marks) == 4
     assert {corners[0], corners[-1]} < set(marks), "from the first finished trial to the last, which is drawn last"
-    assert {"stopped", "finished", "failed", "best finished so far"} <= set(figure_texts(page, "Scatter plot: v"))
+    assert {"stopped", "finished", "failed", "best finished so far"} <= set(figure_texts(page, "History"))
 
 
 def test_less_may_be_better() -> None:
     quick = make_trial("00000", "finished", 3.0, settings={"lr": 1e-4})
     slow = make_trial("00001", "finished", 9.0, settings={"lr": 1e-3})
     html = page_of(quick, slow, objective="validation_accuracy", objectives={"validation_accuracy": "min"})
-    (svg,) = [svg for name, svg in figures(html).items() if name == "Scatter plot: validation_accuracy"]
+    (svg,) = [svg for name, svg in figures(html).items() if name == "History: validation_accuracy"]
     line = next(path for path in svg.iter(f"{SVG}path") if "#d9822b" in path.get("style", ""))
     assert len({y for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", line.get("d", ""))}) == 1, "9 is no progress"
     strokes = [path.get("style", "") for path in figures(html)["Parallel coordinates"].iter(f"{SVG}path")]
@@ -114,10 +114,10 @@ def test_rungs_have_a_column_for_each_decision_and_a_table_of_reasons() -> None:
     late = make_trial("00004", "stopped", 0.6, history=[[1, 0.9], [2, 0.6]])
     late["stopped"] |= {"tasks": 2, "cut_off": 0.65, "text": "stopped after task 2: 0.600 < 0.650"}
     html = page_of(*ENDED, late)
-    texts = figure_texts(html, "Scatter plot: values and cut-offs")
+    texts = figure_texts(html, "Decisions")
     assert {"after task 1", "after task 2", "went on", "stopped", "cut-off at that moment"} <= set(texts)
     # After task 1: three went on, one was stopped at its cut-off; after task 2: two went on, one was stopped.
-    assert len(points(html, "Scatter plot: values and cut-offs")) == (3 + 2) + (2 + 2)
+    assert len(points(html, "Decisions")) == (3 + 2) + (2 + 2)
     assert table_rows(html, "Why trials were stopped") == [
         ["00002", "asha", "cut 00002"],
         ["00004", "asha", "stopped after task 2: 0.600 &lt; 0.650"],
@@ -182,9 +182,9 @@ def test_the_front_is_marked_where_there_are_several_objectives(page: str) -> No
     values = {"seconds": 5.0, "stored_parameters": 1000}
     trials = [t | {"values": values | t["values"]} for t in (TOP, LOW)]
     html = page_of(*trials, CUT, objectives=objectives, front=["00003"])
-    texts = figure_texts(html, "Scatter plots: validation_accuracy against seconds, stored_parameters")
+    texts = figure_texts(html, "Trade-off")
     assert {"seconds (less is better)", "stored_parameters (less is better)", "on the front"} <= set(texts)
-    assert len(points(html, "Scatter plots: validation_accuracy against seconds")) == 3, "two finished, one ringed"
+    assert len(points(html, "Trade-off")) == 3, "two finished, one ringed"
     assert "traded" not in page
 
 
@@ -290,3 +290,15 @@ def test_ids_are_unique_and_references_resolve(page: str, planted: str) -> None:
 def test_a_sweep_ends_with_the_run_report_of_the_best_trial(page: str) -> None:
     assert "Best trial 00003" in page
     assert "93.4" in figure_texts(page, "Heat map: test accuracy")
+
+
+def test_shades_of_equal_values_and_of_trials_in_one_place_are_drawn() -> None:
+    """All finished trials are alike in their objective, and only their first tasks tell settings apart."""
+    rates = [0.1, 0.2, 0.3, 0.4] * 3
+    trials = [
+        make_trial(f"{n:05d}", "finished", 0.5, history=[[1, rate]], settings={"lr": rate, "b": n % 3 / 2})
+        for n, rate in enumerate(rates)
+    ]
+    html = page_of(*trials, make_trial("00099", "stopped", 0.2, settings={"lr": 0.1, "b": 0.5}))
+    assert "all these trials have the same value" in words(html)
+    assert "Contours: validation_accuracy by lr and b" in figures(html)
