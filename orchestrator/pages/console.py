@@ -55,7 +55,7 @@ def run_table(result: dict[str, Any]) -> Table:
 def sweep_table(summary: dict[str, Any]) -> Table:
     """All trials, best first; test accuracies are only reported, the order comes from validation."""
     table = Table(title=f"{summary['name']}: trials, ordered by {summary['objective'].replace('_', ' ')}", box=SIMPLE)
-    table.collapse_padding, table.pad_edge = True, False
+    table.collapse_padding, table.pad_edge, table.show_edge = True, False, False
     settings = list(dict.fromkeys(key for trial in summary["trials"] for key in trial["settings"]))
     table.add_column("trial", no_wrap=True)
     for heading in (*last_parts(settings), "valid.", "test", "forget", "s"):
