@@ -78,7 +78,7 @@ def sweep(
     if as_json:
         print(json.dumps(summary))
     else:
-        output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n")
+        output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n", crop=False)
 
 
 def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
@@ -120,6 +120,21 @@ def tree(
     found = find_tree(run, settings or [])
     print(f"{found.run}: {found.when}")
     output.print(*tree_parts(found.report, found.names), sep="\n", crop=False)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
+    settings: Settings = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print its table: trials of a sweep, tasks of a run")] = False,
+) -> None:
+    """Write report.html again, also of a sweep under way, and print its path."""
+    from orchestrator import report_source
+
+    if as_csv:
+        print(report_source.table(run, settings or []), end="")
+    else:
+        print(report_source.write_report(run, settings or []))
 
 
 @app.command()

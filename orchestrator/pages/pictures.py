@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 import warnings
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import colors, style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 INK = "#010203"  # stands for the page's text colour, which only the browser knows (light or dark)
@@ -24,12 +22,6 @@ GREY = "#8a939c"
 PALETTE = ("#3b82c4", "#d9822b", "#3f9e5a", "#c94f6d", "#8b6fc9", "#9a7b4f", "#2ba3a8", "#b39a2e", "#d46fb3", "#7a8490")
 DASHES = ("-", "--", ":", "-.")
 HEAT = colors.LinearSegmentedColormap.from_list("heat", ["#edf3f7", "#7fb0cf", "#1d4e7a"])
-MARKERS: dict[str, dict[str, Any]] = {
-    "finished": {"marker": "o", "color": PALETTE[0]},
-    "stopped": {"marker": "o", "color": PALETTE[0], "markerfacecolor": "none"},
-    "failed": {"marker": "x", "color": GREY},
-    "best": {"marker": "o", "color": PALETTE[1], "markerfacecolor": "none", "markersize": 11},
-}
 STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | {
     "svg.fonttype": "none",  # letters stay text, in the page's own font
     "svg.hashsalt": "evergreen",  # ids are random without it, and pages of equal input would differ
@@ -43,6 +35,8 @@ STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | {
     "grid.alpha": 0.15,
     "legend.frameon": False,
 }
+COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"')
+FINE = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is finer than any screen; the rest is half of a page
 
 Matrix = NDArray[np.float64]
 Record = Mapping[str, Any]
@@ -117,26 +111,6 @@ def tree_picture(
     return svg("tree", f"Tree of {len(leaves)} leaves", (7.6, 0.9 + 0.3 * len(leaves)), draw)
 
 
-def objective_picture(sweep: Record, trials: Sequence[Record], swept: Sequence[str]) -> Markup:
-    """The objective against each ``swept`` setting, in rows of three."""
-    columns = min(3, len(swept))
-    rows = math.ceil(len(swept) / columns)
-
-    def draw(figure: Figure) -> None:
-        for place, key in enumerate(swept):
-            share = figure.axes[0] if place else None
-            axes = figure.add_subplot(rows, columns, place + 1, sharey=share)
-            scatter(axes, key, [t for t in trials if key in t["settings"]], sweep["best"])
-            axes.set_ylabel("" if place % columns else sweep["objective"])
-            axes.tick_params(labelleft=place % columns == 0)
-        handles = {h.get_label(): h for axes in figure.axes for h in axes.get_lines()}
-        figure.legend(handles=list(handles.values()), loc="outside upper left", ncols=4)
-
-    size = max(4.2, 2.9 * columns), 0.5 + 2.3 * rows
-    label = f"Scatter plots: {sweep['objective']} against {', '.join(swept)}"
-    return svg("objective", label, size, draw)
-
-
 def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
     """Draw one picture; its ids begin with ``name`` to be unique within the page, its ink is the page's."""
     buffer = io.StringIO()
@@ -150,7 +124,8 @@ def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
 
     def adapt(tag: re.Match[str]) -> str:
-        return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag.group()).replace(INK, "currentColor")
+        own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag.group()).replace(INK, "currentColor")
+        return COORDINATES.sub(lambda found: FINE.sub(r"\1", found.group()), own)
 
     # Only inside tags: the same letters may stand in a task's name. Several pictures share a page and its ids.
     text = buffer.getvalue()
@@ -202,43 +177,7 @@ def heat_map(
     return svg(name, label, size, draw)
 
 
-def scatter(axes: Axes, key: str, trials: Sequence[Record], best: str | None) -> None:
-    places = scale(axes, [trial["settings"][key] for trial in trials])
-    points = list(zip(trials, places, strict=True))
-    groups = {status: [p for p in points if p[0]["status"] == status] for status in MARKERS}
-    groups["best"] = [point for point in points if point[0]["id"] == best]
-    for status, members in groups.items():
-        if members:
-            heights = [trial["objective"] for trial, _ in members]
-            looks: dict[str, Any] = {"linestyle": "none", "markersize": 5, "label": status} | MARKERS[status]
-            axes.plot([place for _, place in members], heights, **looks)
-    axes.set_xlabel(short(key, 34))
-    axes.grid(alpha=0.12)
-
-
-def scale(axes: Axes, values: Sequence[Any]) -> list[float]:
-    """Set the axis up for one setting and return where each of its values lies."""
-    numeric = all(isinstance(value, int | float) and type(value) is not bool for value in values)
-    if numeric and (len(set(values)) > 6 or any(isinstance(value, float) for value in values)):
-        if min(values) > 0 and max(values) / min(values) >= 30:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        return list(values)
-    ordered = sorted(values) if numeric else sorted(values, key=setting_text)
-    labels = list(dict.fromkeys(setting_text(value) for value in ordered))
-    axes.set_xticks(range(len(labels)), [short(label, 12) for label in labels])
-    axes.set_xlim(-0.5, len(labels) - 0.5)
-    return [labels.index(setting_text(value)) for value in values]
-
-
 def short(text: str, length: int = 18) -> str:
     """At most ``length`` characters: the start and the end, for names often differ in the end."""
     line, half = " ".join(text.split()), length // 2
     return line if len(line) <= length else f"{line[: length - half - 1]}…{line[-half:]}"
-
-
-def setting_text(value: Any, form: str = "{!r}") -> str:
-    if isinstance(value, float):
-        return form.format(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -2,13 +2,13 @@
 
 The page needs no network and no JavaScript: its pictures are inline SVG, and whatever a user may have typed (names,
 settings) is escaped. Equal input gives equal bytes, so pages can be compared. Words and tables live in
-``report.html.j2``, the drawing in ``pictures.py``; this file shapes the data.
+``report.html.j2`` and the templates that it includes, the drawing in ``pictures.py`` and its neighbours; this file
+shapes the data of a run, ``sweep_view.py`` that of a sweep.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -25,13 +25,14 @@ from orchestrator.pages.pictures import (
     Record,
     accuracy_picture,
     distances_picture,
-    objective_picture,
     progress_picture,
     pulls_picture,
-    setting_text,
     tree_picture,
 )
+from orchestrator.pages.scales import setting_text
+from orchestrator.pages.sweep_view import known, sweep_view
 from orchestrator.pages.tree_view import entry_names, leaf_tasks, search_rows, search_task, task_label
+from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.compose import flattened
 
 
@@ -45,11 +46,24 @@ def sweep_report(sweep: dict[str, Any], best: dict[str, Any] | None) -> str:
     return page(run=run_view(best) if best else None, sweep=sweep_view(sweep))
 
 
-def write(file: Path, html: str) -> None:
+def write_run(folder: Path, result: dict[str, Any]) -> Path:
+    """Write the page of the run in ``folder``; returns its place."""
+    return write(folder / "report.html", run_report(result))
+
+
+def write_sweep(folder: Path, summary: dict[str, Any]) -> Path:
+    """Write the page of the sweep in ``folder``, with that of its best trial where this one has a result."""
+    best = next((trial for trial in summary["trials"] if trial["id"] == summary["best"]), None)
+    result = read_json(folder / best["folder"] / "result.json") if best else None
+    return write(folder / "report.html", sweep_report(summary, result))
+
+
+def write(file: Path, html: str) -> Path:
     """Write beside and rename, so that no reader sees half a page."""
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
     beside.write_text(html, encoding="utf-8")
     os.replace(beside, file)
+    return file
 
 
 def page(run: Record | None, sweep: Record | None) -> str:
@@ -84,24 +98,6 @@ def run_view(result: Record) -> dict[str, Any]:
         "pulls": pulls_picture(names, pulls) if pulls.any() else None,
         "favourites": favourites(names, report.get("chosen", [])),
     }
-
-
-def sweep_view(sweep: Record) -> dict[str, Any]:
-    """What the template shows of a sweep."""
-    with_objective = [trial for trial in sweep["trials"] if measured(trial["objective"])]
-    without = [trial for trial in sweep["trials"] if not measured(trial["objective"])]
-    drawn = swept(with_objective)
-    return {
-        "sweep": sweep,
-        "trials": sorted(with_objective, key=lambda trial: -trial["objective"]) + without,
-        "swept": swept(sweep["trials"]),
-        "picture": objective_picture(sweep, with_objective, drawn) if drawn else None,
-        "settings": flattened(sweep["config"]),
-    }
-
-
-def swept(trials: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(key for trial in trials for key in trial["settings"]))
 
 
 def favourites(names: Sequence[str], chosen: Sequence[Sequence[int]]) -> list[tuple[str, str, int, int]]:
@@ -142,7 +138,7 @@ def node_rows(nodes: Sequence[Record]) -> dict[int, float]:
 
 def node_diameters(nodes: Sequence[Record]) -> dict[int, float] | None:
     """The nodes' diameters, or None where they would not show a parent left of its children."""
-    found = {node["id"]: node["diameter"] for node in nodes if measured(node["diameter"])}
+    found = {node["id"]: node["diameter"] for node in nodes if known(node["diameter"])}
     if len(found) < len(nodes) or not any(found.values()):
         return None
     inner = [node for node in nodes if node["parent"] is not None]
@@ -159,12 +155,8 @@ def node_depths(nodes: Sequence[Record]) -> dict[int, float]:
     return {node: depth(node) for node in parents}
 
 
-def measured(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
 def show(value: float | None, form: str, scale: float = 1) -> str:
-    return form.format(value * scale) if value is not None and measured(value) else "–"
+    return form.format(value * scale) if value is not None and known(value) else "–"
 
 
 def as_matrix(rows: Sequence[Sequence[float | None]]) -> Matrix:

@@ -40,10 +40,8 @@ def close_run(folder: Path, tracker: Tracker | None, status: str = "FINISHED") -
 
 def close_sweep(folder: Path, tracker: Tracker | None, summary: dict[str, Any]) -> None:
     """Write the sweep's report with its best trial's, and end its record."""
-    best = next((t for t in summary["trials"] if t["id"] == summary["best"]), None)
-    result = read_json(Path(best["folder"]) / "result.json") if best else None
-    report.write(folder / "report.html", report.sweep_report(summary, result))
+    report.write_sweep(folder, summary)
     if tracker:
-        if best:
+        if best := next((t for t in summary["trials"] if t["id"] == summary["best"]), None):
             tracker.log_best(folder, best)
         tracker.end(folder)

@@ -1,12 +1,10 @@
-"""The HTML pages of runs and sweeps: their numbers, their safety and their reproducibility."""
+"""The HTML page of a run: its numbers and its safety."""
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 import pytest
 
 from orchestrator.pages import pictures, report
@@ -76,38 +74,6 @@ def make_one_task_result() -> dict[str, Any]:
     )
 
 
-def make_trial(name: str, status: str, objective: float | None, **settings: Any) -> dict[str, Any]:
-    finished = status == "finished"
-    return {
-        "id": name,
-        "status": status,
-        "settings": {f"method.{key}": value for key, value in settings.items()},
-        "objective": objective,
-        "final_average_accuracy": 0.512 if finished else None,
-        "forgetting": 0.0345 if finished else None,
-        "seconds": 42.0 if finished else None,
-        "folder": f"runs/demo/trials/{name}",
-    }
-
-
-def make_sweep(**changes: Any) -> dict[str, Any]:
-    trials = [
-        make_trial("low", "finished", 0.61, rank=8, lr=1e-4, mode="lcb"),
-        make_trial("lost", "failed", None, rank=2, lr=1e-3, mode="lcb"),
-        make_trial("cut", "stopped", 0.55, rank=16, lr=1e-2, mode="random"),
-        make_trial("top", "finished", 0.7, rank=4, lr=1e-3, mode="lcb"),
-    ]
-    sweep = {
-        "name": "demo",
-        "objective": "validation_accuracy",
-        "protocol": "stream",
-        "best": "top",
-        "config": {"samples": 4},
-        "trials": trials,
-    }
-    return sweep | changes
-
-
 def figures(html: str) -> dict[str, ElementTree.Element]:
     """The page's pictures by the first words of their labels; parsing fails if one is not XML."""
     parsed = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
@@ -129,11 +95,6 @@ def table_rows(html: str, heading: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def page() -> str:
     return report.run_report(make_result())
-
-
-@pytest.fixture(scope="module")
-def sweep_page() -> str:
-    return report.sweep_report(make_sweep(), make_result())
 
 
 def test_headlines_show_each_number_in_its_unit(page: str) -> None:
@@ -261,15 +222,6 @@ def test_user_text_is_escaped_on_run_pages() -> None:
     assert figures(html)
 
 
-def test_user_text_is_escaped_on_sweep_pages() -> None:
-    trial = make_trial(ATTACK, "finished", 0.5) | {"settings": {f'"{ATTACK}': ATTACK}}
-    names = {"name": ATTACK, "objective": ATTACK, "protocol": ATTACK, "best": ATTACK}
-    html = report.sweep_report(make_sweep(trials=[trial], **names), None)
-    assert "<script" not in html
-    (label,) = figures(html)
-    assert label == f"Scatter plots: {ATTACK}"
-
-
 def test_task_names_are_not_read_as_formulas() -> None:
     html = report.run_report(make_result(task_names=["$x$", "$5 & $6", "日本"]))
     assert {"$x$", "$5 & $6", "日本"} <= set(figure_texts(html, "Heat map: test accuracy"))
@@ -282,67 +234,8 @@ def test_long_task_names_keep_start_and_end_in_figures() -> None:
     assert "superclass of many things 2" in html
 
 
-def test_same_input_gives_same_bytes_and_changes_nothing_global(sweep_page: str) -> None:
-    # Asking for the backend would choose one, which is the kind of change this test is about.
-    names = set(matplotlib.rcParams) - {"backend"}
-    before = {name: matplotlib.rcParams[name] for name in names}
-    again = report.sweep_report(copy.deepcopy(make_sweep()), copy.deepcopy(make_result()))
-    assert again == sweep_page
-    assert {name: matplotlib.rcParams[name] for name in names} == before
-
-
-def test_page_fetches_nothing(page: str, sweep_page: str) -> None:
-    for html in (page, sweep_page):
-        targets = re.findall(r'(?:src|href|data|action)\s*=\s*"([^"]*)"', html)
-        targets += re.findall(r"url\(([^)]*)\)", html)
-        assert targets and all(target.startswith("#") for target in targets)
-        assert not re.search(r"@import|<script|<link|<img|<iframe|<image", html)
-
-
-def test_ids_are_unique_and_references_resolve(sweep_page: str) -> None:
-    ids = re.findall(r'\bid="([^"]*)"', sweep_page)
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', sweep_page)) <= set(ids)
-
-
 def test_pictures_take_their_ink_from_the_page(page: str) -> None:
     assert pictures.INK not in page and "fill: currentColor" in page
-
-
-def test_trials_are_ranked_and_the_best_is_marked(sweep_page: str) -> None:
-    rows = table_rows(sweep_page, "Trials")
-    assert [row[0] for row in rows] == ["top (best)", "low", "cut", "lost"]
-    top = "top (best)|finished|0.7000|51.2%|3.5 points|42.0|4|0.001|lcb|runs/demo/trials/top"
-    assert "|".join(rows[0]) == top
-    assert "|".join(rows[3]) == "lost|failed|–|–|–|–|2|0.001|lcb|runs/demo/trials/lost"
-    assert sweep_page.count('<tr class="best">') == 1
-
-
-def test_sweep_says_where_the_objective_comes_from(sweep_page: str) -> None:
-    words = " ".join(sweep_page.split())
-    assert "The objective, validation_accuracy, comes from validation splits" in words
-    assert "Test accuracy and forgetting are only reported" in words
-
-
-def test_objective_is_drawn_against_each_swept_setting(sweep_page: str) -> None:
-    texts = figure_texts(sweep_page, "Scatter plots")
-    assert {"method.rank", "method.lr", "method.mode", "validation_accuracy"} <= set(texts)
-    assert {"4", "8", "16", "lcb", "random", "0.0001", "0.01"} <= set(texts)
-    assert "2" not in texts, "a failed trial without an objective has no place in the picture"
-    assert {"finished", "stopped", "best"} <= set(texts) and "failed" not in texts
-
-
-def test_sweep_ends_with_the_run_report_of_the_best_trial(sweep_page: str) -> None:
-    assert "Best trial top" in sweep_page
-    assert "93.4" in figure_texts(sweep_page, "Heat map: test accuracy")
-
-
-def test_sweep_without_any_objective_says_so() -> None:
-    trials = [make_trial("lost", "failed", None, rank=2)]
-    html = report.sweep_report(make_sweep(trials=trials, best=None), None)
-    assert "No trial reported an objective" in html
-    assert "There is no result of a best trial to show." in html
-    assert not figures(html) and 'class="best"' not in html
 
 
 def test_write_replaces_the_page_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
