@@ -41,11 +41,6 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
         sweep.run()
         summary = sweep.write()
         close_sweep(experiment.folder, tracker, summary)
-    for trial in summary["trials"]:
-        if trial["status"] == "failed":
-            say(
-                f"trial {trial['id']} failed: {trial['error']}; alone: {trial['repeat']}; the same sweep tries it again"
-            )
     return summary
 
 

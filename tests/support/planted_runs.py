@@ -42,13 +42,39 @@ def plant(patched: pytest.MonkeyPatch, quality: Quality, tasks: int = 4) -> list
 
 
 def result(experiment: Experiment, rows: list[list[float]]) -> dict[str, Any]:
+    """What the end of a run writes, as far as a sweep and its pages read it."""
     final = 1 - rows[-1][0]
     return {
-        "validation_matrix": rows,
-        "accuracy_matrix": [[1 - value for value in row] for row in rows],
+        "name": experiment.name,
+        "method": experiment.method.name,
+        "benchmark": experiment.benchmark.name,
+        "seed": experiment.seed,
+        "order_seed": experiment.order_seed,
+        "config": experiment.model_dump(mode="json", exclude={"storage"}),
+        "task_names": [f"task {number}" for number in range(len(rows))],
+        "method_report": None,
+        "validation_matrix": [padded(row, len(rows)) for row in rows],
+        "accuracy_matrix": [padded([1 - value for value in row], len(rows)) for row in rows],
+        "initial_accuracy": [0.1] * len(rows),
         "final_average_accuracy": final,
+        "final_pooled_accuracy": final,
+        "average_anytime_accuracy": final,
+        "backward_transfer": 0.0,
         "forgetting": 0.0,
-        "seconds": {"total": float(getattr(experiment.method, "rank", 1))},
+        "forward_transfer": 0.0,
+        "seconds": {
+            "train": 1.0,
+            "evaluate": 0.0,
+            "method": 0.0,
+            "total": float(getattr(experiment.method, "rank", 1)),
+        },
+        "trainable_parameters": 10,
         "stored_parameters": 10,
         "peak_memory_bytes": 100,
+        "versions": {"torch": "2"},
     }
+
+
+def padded(row: list[float], tasks: int) -> list[float | None]:
+    """A row of a matrix of `tasks` columns: nothing of the tasks that are still to come."""
+    return [*row, *[None] * (tasks - len(row))]
