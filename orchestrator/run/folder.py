@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.lock import LOCK
 from orchestrator.settings.compose import checked
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -82,7 +83,8 @@ def refused(experiment: Experiment, reason: str) -> UserError:
 
 
 def refuse_strangers(folder: Path) -> None:
-    if folder.exists() and any(entry.name not in UNBEGUN for entry in folder.iterdir()):
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    if any(name not in UNBEGUN and not name.startswith(LOCK) for name in names):
         raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
 
 
