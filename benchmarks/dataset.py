@@ -130,6 +130,7 @@ class Examples:
     rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     answers: Tensor | None = None  # [all, length]
     references: Sequence[str] = ()  # all
+    digests: Tensor | None = None  # SHA-256 uint8 [all, 32] of the inputs, where they were hashed before
 
     @classmethod
     def of(cls, inputs: Tensor, labels: Tensor) -> Examples:

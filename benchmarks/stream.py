@@ -8,12 +8,15 @@ only range where the scenario is domain.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import images, texts  # noqa: F401  register their sources
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
+from benchmarks.fingerprint import fingerprint_of
 from benchmarks.formats import Format
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
@@ -58,6 +61,11 @@ class TaskStream:
     def classes(self) -> int:
         """Size of the whole label space."""
         return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these tasks from others, as plain values; computed when it is first asked for."""
+        return fingerprint_of(self.tasks)
 
     @property
     def length(self) -> int:
@@ -199,7 +207,9 @@ def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], confi
     rows, owners = rows[prepared.kept], owners[prepared.kept]
     labels = new_labels(records.labels[rows], owners, parts, label_ranges(parts, config))
     references = [records.answers[row] for row in rows.tolist()] if records.answers else ()
-    everything = Examples(prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references)
+    everything = Examples(
+        prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references, prepared.digests
+    )
     examples = [[everything.take(among(rows, own)) for own in part] for part in splits]
     for part, own in zip(parts, examples, strict=True):
         if not all(len(split) for split in own):
