@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 FREE = -1  # the label of a row whose answer is free text
-SUBSET = ("classes", "train_per_class", "test_per_class")  # settings that leave data out
+SUBSET = ("classes", "first", "train_per_class", "test_per_class")  # settings that leave data out
 
 
 class BenchmarkError(ValueError):
@@ -49,6 +49,7 @@ class StreamConfig(BaseModel):
     path: Path | None = Field(None, description="file or folder of the data, where the source needs one")
     options: dict[str, Any] = Field(default_factory=dict, description="what only this source needs")
     classes: int | None = Field(None, gt=0, description="use only so many classes, the first of the order")
+    first: int | None = Field(None, description="learn only so many tasks, the first of the stream, as the whole would")
     train_per_class: int | None = Field(None, gt=1, description="use only so many train rows a class")
     test_per_class: int | None = Field(None, gt=0, description="use only so many test rows a class")
     validation_share: float = Field(0.1, gt=0, lt=1, description="share of the train split held out for tuning")
@@ -129,6 +130,7 @@ class Examples:
     rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     answers: Tensor | None = None  # [all, length]
     references: Sequence[str] = ()  # all
+    digests: Tensor | None = None  # SHA-256 uint8 [all, 32] of the inputs, where they were hashed before
 
     @classmethod
     def of(cls, inputs: Tensor, labels: Tensor) -> Examples:

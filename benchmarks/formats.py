@@ -40,5 +40,6 @@ class Prepared:
     inputs: Tensor  # [kept rows, ...]
     kept: Tensor  # bool [rows]: False where a bad row was left out
     answers: Tensor | None = None  # tokens [kept rows, length]
+    digests: Tensor | None = None  # SHA-256 uint8 [kept rows, 32] of the inputs, where they are kept with them
     fresh: int = 0  # rows decoded or tokenised just now, not found in the cache
     bad: list[str] = field(default_factory=list)  # place and reason of each row left out

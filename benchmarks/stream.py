@@ -8,12 +8,15 @@ only range where the scenario is domain.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import images, texts  # noqa: F401  register their sources
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
+from benchmarks.fingerprint import fingerprint_of
 from benchmarks.formats import Format
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
@@ -39,7 +42,11 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """All tasks in order. ``fresh`` counts the rows prepared just now, ``skipped`` names what was left out."""
+    """All tasks in order. ``fresh`` counts the rows prepared just now, ``skipped`` names what was left out.
+
+    Where ``benchmark.first`` leaves out later tasks, ``later`` are their labels, whose names count as the others: head
+    and adapters are made for the whole stream, so that its first tasks are learned alike without the rest.
+    """
 
     name: str
     scenario: str
@@ -48,18 +55,29 @@ class TaskStream:
     answer_length: int
     fresh: int = 0
     skipped: list[str] = field(default_factory=list)
+    later: list[range] = field(default_factory=list)
 
     @property
     def classes(self) -> int:
         """Size of the whole label space."""
         return len(self.class_names)
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these tasks from others, as plain values; computed when it is first asked for."""
+        return fingerprint_of(self.tasks)
+
+    @property
+    def length(self) -> int:
+        """Number of tasks of the whole stream."""
+        return len(self.tasks) + len(self.later)
+
     @property
     def parts(self) -> list[int]:
         """Classes that each task adds to the label space; domains share what the first one brings."""
         if self.scenario == "domain":
             return [self.classes]
-        return [len(task.classes) for task in self.tasks]
+        return [len(labels) for labels in (*(task.classes for task in self.tasks), *self.later)]
 
     def candidates(self, learned: int, evaluated: int) -> list[range]:
         """Labels that compete when task ``evaluated`` is tested after ``learned`` tasks.
@@ -74,24 +92,27 @@ class TaskStream:
 def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> TaskStream:
     """Read the data, divide it into tasks, and prepare the rows they use for a backbone that reads ``form``."""
     data = read(config)
-    parts = divide(data, config, order_seed)
+    whole = divide(data, config, order_seed)
+    parts = whole[: count_of(whole, config)]
+    ranges = label_ranges(whole, config)
     judged = [score_of(part, config) for part in parts]
     learned = [split_off(class_rows(data.train, part, "train", config), config) for part in parts]
     tested = [[torch.cat(class_rows(data.test, part, "test", config))] for part in parts]
     train = ready(data.train, learned, parts, config, form)
     test = ready(data.test, tested, parts, config, form)
     tasks = []
-    for index, (part, labels) in enumerate(zip(parts, label_ranges(parts, config), strict=True)):
+    for index, (part, labels) in enumerate(zip(parts, ranges, strict=False)):
         (own_train, own_validation), (own_test,) = train.examples[index], test.examples[index]
         tasks.append(Task(index, part.name, labels, own_train, own_validation, own_test, part.options, judged[index]))
     return TaskStream(
         name=config.name,
         scenario=config.scenario,
-        class_names=[word for part in (parts[:1] if config.scenario == "domain" else parts) for word in part.options],
+        class_names=[word for part in (whole[:1] if config.scenario == "domain" else whole) for word in part.options],
         tasks=tasks,
         answer_length=config.text.answer_length,
         fresh=train.fresh + test.fresh,
         skipped=data.skipped + train.bad + test.bad,
+        later=ranges[len(parts) :],
     )
 
 
@@ -100,6 +121,15 @@ def read(config: StreamConfig) -> Dataset:
         raise BenchmarkError(f"benchmark.source={config.source}: choose one of {', '.join(sorted(SOURCES))}")
     data = SOURCES[config.source](config)
     return shared_classes(data) if config.scenario == "domain" else data
+
+
+def count_of(parts: list[Part], config: StreamConfig) -> int:
+    """How many of the stream's tasks are used."""
+    if config.first is not None and not 1 <= config.first <= len(parts):
+        raise BenchmarkError(
+            f"benchmark.first={config.first}: {config.name} has {len(parts)} tasks; say 1 to {len(parts)}"
+        )
+    return config.first or len(parts)
 
 
 def score_of(part: Part, config: StreamConfig) -> str:
@@ -177,7 +207,9 @@ def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], confi
     rows, owners = rows[prepared.kept], owners[prepared.kept]
     labels = new_labels(records.labels[rows], owners, parts, label_ranges(parts, config))
     references = [records.answers[row] for row in rows.tolist()] if records.answers else ()
-    everything = Examples(prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references)
+    everything = Examples(
+        prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references, prepared.digests
+    )
     examples = [[everything.take(among(rows, own)) for own in part] for part in splits]
     for part, own in zip(parts, examples, strict=True):
         if not all(len(split) for split in own):

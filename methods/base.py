@@ -90,7 +90,7 @@ class Method:
         """Insert what will be trained next to the frozen backbone; ValueError names a setting that does not fit.
 
         ``targets`` are endings of module names, ``blocks`` the names of the transformer blocks in order, ``tasks`` is
-        the length of the stream.
+        the length of the whole stream, of which a run may learn the first tasks alone.
         """
 
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from orchestrator.records.keep import open_tracker
 from orchestrator.records.trials import Recorded
 from orchestrator.run.checkpoint import read_json
 from orchestrator.run.folder import is_finished
+from orchestrator.run.lock import held
 from orchestrator.run.trials import Rows, Work
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -37,7 +39,10 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     check_page(output)
     comparison = Comparison(plan, study, output, repeat)
     if comparison.waiting:
-        execute(comparison)
+        scratch = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
+        with held(scratch, "a study"):
+            execute(comparison, scratch / "tune")
+        shutil.rmtree(scratch)
     comparison.write()
     if comparison.errors:
         (key, error), *_ = comparison.errors.items()
@@ -48,8 +53,11 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     }
 
 
-def execute(comparison: Comparison) -> None:
-    """All runs that are waiting; those that need other resources than the ones before follow behind them."""
+def execute(comparison: Comparison, scratch: Path) -> None:
+    """All runs that are waiting; those that need other resources than the ones before follow behind them.
+
+    ``scratch`` is Ray Tune's to use.
+    """
     waiting = [work.experiment for work in comparison.waiting]
     running: dict[str, Path] = {}
     with interruptible(comparison.standing), executor(waiting, running) as run:
@@ -59,7 +67,7 @@ def execute(comparison: Comparison) -> None:
             first = comparison.waiting[0].experiment
             recorded = Recorded(comparison, tracker, None, running)
             try:
-                run(recorded, first, first.storage / f"{first.name}.tune")
+                run(recorded, first, scratch)
             finally:
                 for failure in recorded.finish():
                     say(f"record: {failure}")

@@ -13,7 +13,8 @@ from orchestrator.execute import check_run, in_background, interruptible, ray_wh
 from orchestrator.pages.console import say, where_stopped
 from orchestrator.pages.progress import watching
 from orchestrator.records.keep import close_run, open_record
-from orchestrator.run.folder import claim, finished
+from orchestrator.run.folder import claim, finished, is_finished
+from orchestrator.run.lock import held
 from orchestrator.run.session import run_here
 from orchestrator.settings.config import Experiment
 
@@ -25,10 +26,11 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     """Train one run with progress, record and report; returns result.json's content."""
     check_run(experiment)
     folder = experiment.folder
-    if claim(experiment):
+    if is_finished(experiment):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
         return finished(folder)
-    with interruptible(lambda: where_stopped(folder)):
+    with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):
+        claim(experiment)
         tracker = open_record(experiment)
         on_workers = experiment.scale.workers > 0
         with ray_where_needed(experiment, on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):

@@ -12,6 +12,7 @@ from orchestrator.records.keep import close_sweep, open_record
 from orchestrator.records.trials import Recorded
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.folder import claim_sweep
+from orchestrator.run.lock import held
 from orchestrator.run.session import read_stream
 from orchestrator.run.trials import Rows, Work
 from orchestrator.search.ledger import Trial
@@ -35,12 +36,13 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     if summary := completed(experiment):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
         return summary
-    sweep = Sweep(experiment, length)
-    with interruptible(sweep.standing):
-        tracker = sweep.tracker = open_record(experiment)
-        sweep.run()
-        summary = sweep.write()
-        close_sweep(experiment.folder, tracker, summary)
+    with held(experiment.folder, "a sweep"):
+        sweep = Sweep(experiment, length)
+        with interruptible(sweep.standing):
+            tracker = sweep.tracker = open_record(experiment)
+            sweep.run()
+            summary = sweep.write()
+            close_sweep(experiment.folder, tracker, summary)
     return summary
 
 

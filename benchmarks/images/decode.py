@@ -12,14 +12,16 @@ import numpy
 import torch
 from numpy.lib import format as npy
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError
+from benchmarks.fingerprint import row_digests
 from benchmarks.formats import Prepared
 
-ARRAY, BAD = "images.npy", "bad.json"
+ARRAY, BAD, DIGESTS = "images.npy", "bad.json", "digests.npy"
 FILES_PER_WORKER = 256  # with fewer, starting a worker takes longer than decoding
 BATCH = 32
 
@@ -38,13 +40,25 @@ def prepare_images(items: Sequence[Path], size: int, skip_bad: bool) -> Prepared
     bad: dict[str, str] = json.loads((folder / BAD).read_text())
     refuse(bad, len(files), skip_bad)
     inputs = torch.from_numpy(numpy.load(folder / ARRAY, mmap_mode="c"))
+    digests = digests_of(inputs, folder.name)
     good = [file for file in files if file not in bad]
     if asked != files:
         row = {file: index for index, file in enumerate(good)}
-        inputs = inputs[torch.tensor([row[file] for file in asked if file in row], dtype=torch.long)]
+        order = torch.tensor([row[file] for file in asked if file in row], dtype=torch.long)
+        inputs, digests = inputs[order], digests[order]
     kept = torch.tensor([file not in bad for file in asked], dtype=torch.bool)
     named = [f"{file}: {reason}" for file, reason in bad.items()]
-    return Prepared(inputs, kept, fresh=len(good) if made else 0, bad=named)
+    return Prepared(inputs, kept, digests=digests, fresh=len(good) if made else 0, bad=named)
+
+
+def digests_of(inputs: Tensor, name: str) -> Tensor:
+    """Those of the images in the cache's folder ``name``, hashed once: gigabytes would have to be read for each run."""
+
+    def make(folder: Path) -> None:
+        numpy.save(folder / DIGESTS, row_digests(inputs, torch.arange(len(inputs))).numpy(), allow_pickle=False)
+
+    folder, _ = cached("digests", {"images": name}, make)
+    return torch.from_numpy(numpy.load(folder / DIGESTS, allow_pickle=False))
 
 
 def signature(file: str) -> tuple[str, int, int]:

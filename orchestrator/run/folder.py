@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.run.checkpoint import read_json, write_json
+from orchestrator.run.lock import LOCK
+from orchestrator.settings.compose import checked
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
@@ -48,17 +50,41 @@ def check_folder(experiment: Experiment, wanted: dict[str, Any]) -> dict[str, An
     begun = any((experiment.folder / name).exists() for name in BEGUN)
     if found is None or (found != wanted and not begun):
         refuse_strangers(experiment.folder)
-    elif found != wanted:
+    elif found != wanted and (found := as_of_today(experiment, found)) != wanted:
         setting, old, new = difference(found, wanted)
-        raise UserError(
-            f"name={experiment.name}: {experiment.folder} holds a run with {setting}={old}, not {new}; "
-            "choose another name=… or remove that folder"
-        )
+        raise refused(experiment, f"holds a run with {setting}={old}, not {new}")
     return found
 
 
+def as_of_today(experiment: Experiment, found: Any) -> dict[str, Any]:
+    """``found`` with what an earlier version could not write: a setting that is new since then has its default.
+
+    The file stays as it is. UserError where it has a setting, or a value, that is unknown today.
+    """
+    try:
+        today = checked(found | {"name": experiment.name, "storage": str(experiment.storage)})
+    except (TypeError, UserError) as error:
+        raise refused(experiment, f"has an experiment.json that this version cannot read ({error})") from None
+    # A sweep's search settings make no sweep of a run.
+    search = {"sweep": today.sweep.search()} if "sweep" in found else {}
+    return completed(found, today.identity() | search)
+
+
+def completed(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``found`` with those of the nested ``defaults`` that it lacks."""
+    inner = {key for key, value in found.items() if isinstance(value, dict) and isinstance(defaults.get(key), dict)}
+    return defaults | {key: completed(found[key], defaults[key]) if key in inner else found[key] for key in found}
+
+
+def refused(experiment: Experiment, reason: str) -> UserError:
+    return UserError(
+        f"name={experiment.name}: {experiment.folder} {reason}; choose another name=… or remove that folder"
+    )
+
+
 def refuse_strangers(folder: Path) -> None:
-    if folder.exists() and any(entry.name not in UNBEGUN for entry in folder.iterdir()):
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    if any(name not in UNBEGUN and not name.startswith(LOCK) for name in names):
         raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
 
 

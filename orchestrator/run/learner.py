@@ -45,7 +45,7 @@ class Learner:
         blocks = [name.removeprefix("backbone.") for name in self.model.block_names]
         try:
             # Before the model is wrapped: DDP and FSDP2 handle only the parameters that exist by then.
-            self.method.adapt(self.model.backbone, self.model.targets, blocks, len(stream.tasks))
+            self.method.adapt(self.model.backbone, self.model.targets, blocks, stream.length)
         except ValueError as error:
             raise UserError(str(error)) from None
         self.half = half_precision(self.settings.precision, place.device)

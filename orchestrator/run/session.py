@@ -16,6 +16,7 @@ from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import write_json
+from orchestrator.run.data import check_data
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.loop import Hooks, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
@@ -60,7 +61,7 @@ class Session:
 
     def run(self) -> None:
         """Resume where the checkpoint stands, learn, write the result."""
-        self.resume()
+        check_data(self.resume(), self.stream.fingerprint, self.place)
         self.progress(steps=1)
         hooks = Hooks(self.save, self.stepped, self.learned)
         learn(self.learner, self.stream, self.position, hooks, self.experiment.checkpoint.every)
@@ -70,8 +71,8 @@ class Session:
         # Only now, with everything written: ASHA stops a trial at the report of its last task.
         self.report(task_metrics(self.position, self.position.task - 1))
 
-    def resume(self) -> None:
-        """Bring learner, position and search to the newest checkpoint, or to the start."""
+    def resume(self) -> dict[str, Any] | None:
+        """Bring learner, position and search to the newest checkpoint, or to the start; gives the data of that run."""
         found = checkpoint.load(self.experiment.folder)
         tensors, values = found or ({}, {})
         if found:
@@ -86,6 +87,7 @@ class Session:
             self.search.expect(self.learner.method.levels.parts)
             self.search.load_state_dict(part(tensors, "search."))
         self.place.barrier()
+        return values.get("data")
 
     def seconds(self) -> dict[str, float]:
         total = self.earlier + time.perf_counter() - self.started
@@ -97,7 +99,7 @@ class Session:
         if self.search:
             tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
         if self.place.rank == 0:
-            values |= {"position": position.as_dict(), "seconds": self.seconds()}
+            values |= {"position": position.as_dict(), "seconds": self.seconds(), "data": self.stream.fingerprint}
             checkpoint.save(self.experiment.folder, tensors, values)
 
     def stepped(self, position: Position, steps: int) -> None:
@@ -140,6 +142,7 @@ class Session:
             "scenario": self.stream.scenario,
             "scores": [task.score for task in self.stream.tasks],
             "subset": experiment.benchmark.subset,
+            "data": self.stream.fingerprint,
             "prepared_rows": self.stream.fresh,
             "skipped": self.stream.skipped,
             "accuracy_matrix": position.test,

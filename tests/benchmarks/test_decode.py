@@ -108,7 +108,7 @@ def test_a_second_call_decodes_and_writes_nothing(tmp_path: Path, cache: Path) -
     before = contents(cache)
     second = prepare_images(files, 8, False)
     assert (first.fresh, second.fresh) == (5, 0)
-    assert contents(cache) == before and len(before) == 2
+    assert contents(cache) == before and len(before) == 3
     assert torch.equal(first.inputs, second.inputs)
 
 
@@ -118,7 +118,7 @@ def test_the_cache_is_a_numpy_file_that_is_mapped_and_cannot_be_changed_by_a_rea
 ) -> None:
     files = written(tmp_path / "images", 3)
     inputs = prepare_images(files, 8, False).inputs
-    [array] = cache.rglob("*.npy")
+    [array] = cache.rglob("images.npy")
     assert str(array) in Path("/proc/self/maps").read_text()
     inputs.zero_()
     assert torch.equal(torch.from_numpy(numpy.load(array))[2], channels_first(noise(8, 8, 2)))
@@ -134,7 +134,7 @@ def test_a_changed_file_and_another_size_make_another_entry(tmp_path: Path, cach
     os.utime(files[0], ns=(1, 1))
     assert prepare_images(files, 8, False).fresh == 3
     assert prepare_images(files, 4, False).fresh == 3
-    assert len(list(cache.rglob("*.npy"))) == 4
+    assert len(list(cache.rglob("images.npy"))) == 4
 
 
 @pytest.mark.parametrize("count", [FILES_PER_WORKER + 10, 10])

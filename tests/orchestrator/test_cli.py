@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.run.lock import held
 from orchestrator.settings.compose import GROUPS, option_names
 
 COMMANDS = (
@@ -326,6 +327,29 @@ def test_a_finished_run_is_not_overwritten_by_one_with_other_settings(
         f"name={NAME}: {storage / NAME} holds a run with {holds}; choose another name=… or remove that folder"
     )
     assert contents(storage) == before
+
+
+def test_a_run_that_is_under_way_is_not_started_again(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(tmp_path / NAME, "a run"):
+        before = (tmp_path / NAME / "lock.json").read_bytes()
+        said = refusal(capsys, "train", f"storage={tmp_path}", *TINY)
+        assert said.startswith(f"{tmp_path / NAME}: a run is under way in process {os.getpid()} on ")
+        assert [file.name for file in (tmp_path / NAME).iterdir()] == ["lock.json"]
+        assert (tmp_path / NAME / "lock.json").read_bytes() == before
+    with held(finished[0] / NAME, "a run"):
+        assert call("train", f"storage={finished[0]}", *TINY) == 0, "what is finished can be shown at any time"
+
+
+def test_a_folder_with_a_dead_runs_lock_may_begin_with_other_settings(tmp_path: Path) -> None:
+    """The lock, and what one left that died while it took it over, are no work."""
+    with held(tmp_path / NAME, "a run"):
+        left = (tmp_path / NAME / "lock.json").read_text().replace('"started": "', '"started": "0')
+    for name in ("lock.json", "lock.json.1-2"):
+        (tmp_path / NAME / name).write_text(left)
+    assert call("train", f"storage={tmp_path}", *TINY) == 0
+    assert not (tmp_path / NAME / "lock.json").exists()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
