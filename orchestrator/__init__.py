@@ -15,6 +15,7 @@ DEFAULTS = {
     "RAY_worker_maximum_startup_concurrency": "8",  # default: the CPUs; a run starts actors that need none
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 by default: minutes until a dead server is reported
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; 120 by default, twice at each call to one that hangs
 }
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)

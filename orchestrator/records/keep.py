@@ -38,6 +38,4 @@ def close_sweep(folder: Path, tracker: Tracker | None, summary: dict[str, Any]) 
     result = read_json(Path(best["folder"]) / "result.json") if best else None
     report.write(folder / "report.html", report.sweep_report(summary, result))
     if tracker:
-        if best:
-            tracker.log_best(folder, best)
         tracker.end(folder)
