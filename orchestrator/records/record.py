@@ -24,13 +24,14 @@ from orchestrator.records.samples import sample_points, sampled
 from orchestrator.run.checkpoint import read_json, write_json
 
 NOTE = "mlflow.json"
+PARTS = ("trials", "confirm")  # folders below a sweep's that hold runs
 BATCH, PARAMS, TAGS = 1000, 100, 100  # the most metrics, params and tags that MLflow takes in a call
 LOCK_SECONDS = 30.0
 LONGEST_TAG = 5000
 
 
-def begin(folder: Path, place: str, name: str, settings: dict[str, Any], parent: Path | None) -> None:
-    """Note what the record of ``folder`` is to hold; ``place`` is the address of the record.
+def begin(folder: Path, connection: Connection, name: str, settings: dict[str, Any], parent: Path | None) -> None:
+    """Note what the record of ``folder`` is to hold, and where it is to be.
 
     A record with other settings is that of a run which never began, as the folder of one that did is refused to
     others; MLflow changes no param, so that the new run gets a record of its own.
@@ -38,9 +39,10 @@ def begin(folder: Path, place: str, name: str, settings: dict[str, Any], parent:
     with locked(folder):
         old = read_note(folder)
         params = content.as_text(settings)
-        goes_on = old.get("place") == place and old.get("params") == params
+        goes_on = old.get("place") == connection.place and old.get("params") == params
         note = {
-            "place": place,
+            "place": connection.place,
+            "experiment": connection.name,
             "run_id": old["run_id"] if goes_on else None,
             "name": name,
             "parent": os.path.relpath(parent, folder) if parent else None,
@@ -59,12 +61,13 @@ def finish(folder: Path, status: str) -> None:
             write_json(folder / NOTE, note | {"status": status})
 
 
-def readdress(folder: Path, place: str) -> None:
+def readdress(folder: Path, connection: Connection) -> None:
     """Note another address; what was sent to the former one does not count there."""
     with locked(folder):
         note = read_note(folder)
-        if note["place"] != place:
-            write_json(folder / NOTE, note | {"place": place, "run_id": None, "sent": {}})
+        if note["place"] != connection.place:
+            there = {"place": connection.place, "experiment": connection.name}
+            write_json(folder / NOTE, note | there | {"run_id": None, "sent": {}})
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -75,8 +78,14 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 def children(folder: Path) -> list[Path]:
     """Folders of a sweep's trials and of the runs that confirm its choice."""
-    found = [place for kind in ("trials", "confirm") for place in sorted((folder / kind).glob("*"))]
+    found = [place for kind in PARTS for place in sorted((folder / kind).glob("*"))]
     return [place for place in found if (place / "experiment.json").exists()]
+
+
+def parent_of(folder: Path) -> Path | None:
+    """The folder of the sweep that ``folder`` is a part of."""
+    sweep = folder.parent.parent
+    return sweep if folder.parent.name in PARTS and (sweep / "experiment.json").exists() else None
 
 
 def locked(folder: Path) -> FileLock:

@@ -41,7 +41,7 @@ class Tracker:
         That of a trial, which has a ``parent``, follows in its own time.
         """
         try:
-            record.begin(folder, self.connection.place, name, settings, parent)
+            record.begin(folder, self.connection, name, settings, parent)
             trouble = self.sent_now(folder) if parent is None else None
         except (OSError, UserError) as error:
             trouble = reason(error)

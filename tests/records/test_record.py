@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils
@@ -38,9 +39,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(small: Small, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    """Experiments with a record in this test's folder."""
+def make(
+    small: Small, empty_database: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Small]:
+    """Experiments with a record in this test's folder, and none in the folder where the command is started."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    started = tmp_path_factory.mktemp("started")
+    monkeypatch.chdir(started)
 
     def made(*settings: str) -> Experiment:
         experiment = small("tracking.enabled=true", "method=lora", *settings)
@@ -49,7 +54,8 @@ def make(small: Small, empty_database: Path, monkeypatch: pytest.MonkeyPatch) ->
             shutil.copy(empty_database, experiment.storage / "mlflow.db")
         return experiment
 
-    return made
+    yield made
+    assert list(started.iterdir()) == []
 
 
 def uri(experiment: Experiment) -> str:
@@ -118,7 +124,8 @@ def test_a_finished_run_is_recorded_whole(make: Small) -> None:
     assert run.data.tags["method"] == "lora" and run.data.tags["host"]
     matrix = table(uri(experiment), run, "accuracy_matrix.json")
     assert list(matrix["after"]) == ["1. a", "2. b", "3. b"] and list(matrix["3. b"]) == pytest.approx([0.2, 0.3, 0.4])
-    assert list(table(uri(experiment), run, "tree.json")["tasks"]) == [None, "[0, 2]"]
+    root, leaf = table(uri(experiment), run, "tree.json")["tasks"]
+    assert (pandas.isna(root), leaf) == (True, "[0, 2]")
 
 
 def test_metrics_beyond_what_a_call_takes_are_sent_and_each_once(make: Small) -> None:
@@ -253,6 +260,25 @@ def test_sync_makes_the_whole_record_elsewhere(make: Small, tmp_path: Path, empt
     assert [steps(other, run, "loss") for run in children] == [[1, 2, 3]] * 2
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert sorted(run.data.params["trial.method.rank"] for run in children) == ["2", "3"]
+
+
+def test_sync_leaves_a_record_where_it_is_unless_told_otherwise(
+    make: Small, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.db"
+    shutil.copy(empty_database, other)
+    elsewhere, beside = database_uri(other), make("name=beside")
+    experiment = make("name=there", f"tracking.uri={elsewhere}", "tracking.experiment=mine")
+    begun(experiment).end(experiment.folder, "KILLED")
+    begun(beside).end(beside.folder, "KILLED")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(tmp_path / "of-the-environment.db"))
+    for one in (experiment, beside):
+        learn(one.folder, 3)
+        sync_record(one.name, [f"storage={one.storage}"])
+    for address, name in ((elsewhere, "mine"), (uri(beside), "evergreen")):
+        (run,) = records(address, name)
+        assert steps(address, run, "loss") == [1, 2, 3]
+    assert {file.name for file in tmp_path.glob("*.db")} == {"other.db"}
 
 
 def test_sync_of_an_unknown_run_is_refused(make: Small) -> None:
