@@ -146,6 +146,18 @@ def sync(
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
+    settings: Settings = None,
+) -> None:
+    """Register the model of a run, or of a sweep's best trial, with MLflow: mlflow.pyfunc.load_model loads it."""
+    from orchestrator.register import register
+
+    done = register(run, settings or [])
+    print(f"{done.run}: models:/{done.name}/{done.version} at {done.address}")
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     listing("method")

@@ -19,8 +19,8 @@ import torch
 
 from orchestrator.settings.compose import GROUPS, option_names
 
-COMMANDS = ("train", "sweep", "compare", "tree", "export", "methods", "benchmarks", "options", "submit", "jobs", "logs")
-COMMANDS += ("stop", "watch")
+COMMANDS = ("train", "sweep", "compare", "tree", "export", "sync", "register", "methods", "benchmarks", "options")
+COMMANDS += ("submit", "jobs", "logs", "stop", "watch")
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"
