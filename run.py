@@ -151,6 +151,30 @@ def export(
 
 
 @app.command()
+def sync(
+    run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
+    settings: Settings = None,
+) -> None:
+    """Send what the record of a run or sweep lacks; with tracking.uri=… all of it, to a new server."""
+    from orchestrator.records.sync import sync_record
+
+    done = sync_record(run, settings or [])
+    print(f"{run}: {done.records} complete at {done.address}")
+
+
+@app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
+    settings: Settings = None,
+) -> None:
+    """Register the model of a run, or of a sweep's best trial, with MLflow: mlflow.pyfunc.load_model loads it."""
+    from orchestrator.register import register
+
+    done = register(run, settings or [])
+    print(f"{done.run}: models:/{done.name}/{done.version} at {done.address}")
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     listing("method")

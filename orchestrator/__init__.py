@@ -14,7 +14,9 @@ DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own console; ours takes its place
     "RAY_worker_maximum_startup_concurrency": "8",  # default: the CPUs; a run starts actors that need none
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 by default: minutes until a dead server is reported
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; 120 by default, twice at each call to one that hangs
 }
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)

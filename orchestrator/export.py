@@ -16,16 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.models.model import Model
 from orchestrator.run import checkpoint
 from orchestrator.run.service import make_service
 from orchestrator.run.session import Session
 from orchestrator.run.sharding import Place
+from orchestrator.run.trained import head_tensors, save
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 from orchestrator.tree_source import experiment_of
@@ -92,12 +90,6 @@ def run_with_checkpoint(run: str, settings: list[str]) -> Experiment:
     return experiment
 
 
-def head_tensors(model: Model) -> dict[str, Tensor]:
-    """The trained head's tensors and a closed-form head's sums; nothing where there is no head."""
-    trained = {n.removeprefix("head."): p for n, p in model.named_parameters() if n.startswith("head.")}
-    return trained | {f"statistics.{name}": value for name, value in model.statistics().items()}
-
-
 def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) -> None:
     """Write beside and rename, so that ``folder`` is there whole or not at all.
 
@@ -143,9 +135,3 @@ def adapter_tensors(pairs: Pairs) -> dict[str, Tensor]:
     for name, (down, up) in pairs.items():
         named |= {f"{PEFT_PREFIX}{name}.lora_A.weight": down, f"{PEFT_PREFIX}{name}.lora_B.weight": up}
     return named
-
-
-def save(file: Path, tensors: dict[str, Tensor]) -> None:
-    """As safetensors; each tensor is copied, since views of one memory are refused."""
-    copies = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    save_file(copies, file, metadata={"format": "pt"})

@@ -42,6 +42,4 @@ def close_sweep(folder: Path, tracker: Tracker | None, summary: dict[str, Any]) 
     """Write the sweep's report with its best trial's, and end its record."""
     report.write_sweep(folder, summary)
     if tracker:
-        if best := next((t for t in summary["trials"] if t["id"] == summary["best"]), None):
-            tracker.log_best(folder, best)
         tracker.end(folder)

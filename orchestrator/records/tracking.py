@@ -1,122 +1,133 @@
-"""MLflow: a sweep is a parent run, a trial its child, a single run stands alone. Only the driver writes.
+"""MLflow beside a run: a sweep is a parent run, a trial its child, a single run stands alone. Only the driver writes.
 
-The id of a folder's MLflow run is kept in ``mlflow.json`` beside its result, so that a resumed run goes on in the
-same record. Values that are logged already are not logged again.
+What is to be recorded lies in the runs' folders. A thread sends it from there, so that a server that is slow or down
+holds up neither training nor search; what it lacks at the end, ``run.py sync`` sends.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
-from orchestrator.records.address import tracking_uri
-from orchestrator.run.checkpoint import read_json, write_json
-from orchestrator.settings.compose import flattened
+from orchestrator.pages.console import say
+from orchestrator.records import record
+from orchestrator.records.connection import Connection, reason
+from orchestrator.records.samples import Sampler
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
-ARTIFACTS = ("result.json", "report.html", "experiment.json", "sweep.json")
-SUMMARY = (
-    "final_average_accuracy",
-    "average_anytime_accuracy",
-    "backward_transfer",
-    "forgetting",
-    "forward_transfer",
-)
+RETRY_SECONDS = 10.0  # between two tries while the record cannot be written
+END_SECONDS = 30.0  # the longest that the end of a run waits for its record
 
 
 class Tracker:
-    """Writes folders of runs to one MLflow experiment."""
+    """Records the folders of one run, or of a sweep and its trials."""
 
     def __init__(self, experiment: Experiment) -> None:
-        experiment.storage.mkdir(parents=True, exist_ok=True)
-        self.uri = tracking_uri(experiment)
-        try:
-            self.client = MlflowClient(self.uri)
-            self.experiment_id = self.find_experiment(experiment)
-        except MlflowException as error:
-            raise UserError(f"tracking.uri={self.uri}: {str(error).splitlines()[0]}") from None
-
-    def find_experiment(self, experiment: Experiment) -> str:
-        name = experiment.tracking.experiment
-        if found := self.client.get_experiment_by_name(name):
-            return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        # MLflow's default for a database is ./mlruns, wherever the command happens to be started.
-        location = (experiment.storage / "mlflow-artifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=location)
+        self.connection = Connection(experiment)
+        self.sampler = Sampler()
+        self.changed = threading.Condition()
+        self.waiting: dict[Path, None] = {}  # folders to look at, in order
+        self.sending: Path | None = None
+        self.trouble: dict[Path, str] = {}  # why what a folder has could not be sent
+        self.next_try = 0.0
+        self.thread: threading.Thread | None = None
 
     def begin(self, folder: Path, name: str, settings: dict[str, Any], parent: Path | None = None) -> None:
-        """Create the record of ``folder``, or go on with it."""
-        note = read_json(folder / "mlflow.json")
-        if note and note["uri"] == self.uri:
-            # Params are not logged again: MLflow refuses to change one, and equal ones bring nothing.
-            self.client.update_run(note["run_id"], status="RUNNING")
-            return
-        tags = {"mlflow.parentRunId": read_json(parent / "mlflow.json")["run_id"]} if parent else {}
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        # MLflow's limits: 6,000 characters a value, 100 params a call.
-        params = [Param(key, str(value)[:6000]) for key, value in flattened(settings).items()]
-        for first in range(0, len(params), 100):
-            self.client.log_batch(run.info.run_id, params=params[first : first + 100])
-        # Last, so that a record without its params is not taken for one to go on with.
-        write_json(folder / "mlflow.json", {"uri": self.uri, "run_id": run.info.run_id, "logged": 0})
+        """Create the record of ``folder``, or go on with it. UserError where a single run's or a sweep's cannot be.
+
+        That of a trial, which has a ``parent``, follows in its own time.
+        """
+        try:
+            record.begin(folder, self.connection, name, settings, parent)
+            trouble = self.sent_now(folder) if parent is None else None
+        except (OSError, UserError) as error:
+            trouble = reason(error)
+        if parent is not None:
+            self.look_at(folder)
+            if trouble:
+                say(f"record: {trouble}; run.py sync {parent.name} makes that of {name}")
+        elif trouble:
+            raise UserError(f"the record cannot be begun: {trouble}; correct it, or set tracking.enabled=false")
 
     def sync(self, folder: Path) -> None:
-        """Log the tasks that progress.json has and the record has not; the step is the number of tasks seen."""
-        note, progress = read_json(folder / "mlflow.json"), read_json(folder / "progress.json")
-        if not note or not progress:
-            return
-        # Logged twice, a metric would have two points at one step; a call takes 1,000, which is 333 tasks.
-        fresh = progress["history"][note["logged"] :]
-        now = int(time.time() * 1000)
-        points = [
-            Metric(key, float(value), now, row["task"])
-            for row in fresh
-            for key, value in row.items()
-            if key != "task" and value is not None
-        ]
-        if points:
-            self.client.log_batch(note["run_id"], metrics=points)
-            write_json(folder / "mlflow.json", note | {"logged": len(progress["history"])})
+        """Have the tasks that ``folder`` has learned since sent; returns at once."""
+        self.keep_up(folder)
 
     def keep_up(self, folder: Path) -> str | None:
-        """``sync`` for a run under way: a record that cannot be written must not end it; the reason is returned."""
+        """``sync`` for a run under way; why its record could not be brought up to date, where it could not."""
         try:
-            self.sync(folder)
-        except MlflowException as error:
-            return str(error).splitlines()[0]
-        return None
+            if record.read_note(folder).get("parent") is None:
+                self.sampler.sample(folder)
+            self.look_at(folder)
+        except (OSError, UserError) as error:
+            return reason(error)
+        with self.changed:
+            return self.trouble.get(folder)
 
     def end(self, folder: Path, status: str = "FINISHED") -> None:
-        """Log the summary and the files, close the record; ``status`` as MLflow names it."""
-        note = read_json(folder / "mlflow.json")
-        if not note:
-            return
-        self.sync(folder)
-        if result := read_json(folder / "result.json"):
-            self.summarise(note["run_id"], result)
-        for name in ARTIFACTS:
-            if (folder / name).exists():
-                self.client.log_artifact(note["run_id"], str(folder / name))
-        self.client.set_terminated(note["run_id"], status)
+        """Close the record with summary and files, ``status`` as MLflow names it; never raises, says what is missing.
 
-    def summarise(self, run_id: str, result: dict[str, Any]) -> None:
-        now, step = int(time.time() * 1000), len(result["accuracy_matrix"])
-        known = {key: result[key] for key in SUMMARY if result[key] is not None}
-        known |= {f"seconds_{kind}": value for kind, value in result["seconds"].items()}
-        tags = [RunTag(key, str(result[key])) for key in ("method", "benchmark")]
-        self.client.log_batch(run_id, metrics=[Metric(k, float(v), now, step) for k, v in known.items()], tags=tags)
+        A trial's end is sent in its own time, a single run's or a sweep's before this returns, with its trials' ends.
+        """
+        try:
+            record.finish(folder, status)
+            for one in (folder, *record.children(folder)):
+                if status != "FINISHED" and record.read_note(one).get("status") == "RUNNING":
+                    record.finish(one, "KILLED")  # a trial that a sweep which ends before its time leaves behind
+                self.look_at(one)
+            trouble = None if record.read_note(folder).get("parent") else self.drained()
+        except (OSError, UserError) as error:
+            trouble = reason(error)
+        if trouble:
+            say(f"record: {trouble}; run.py sync {folder.name} sends what is missing")
 
-    def log_best(self, folder: Path, best: dict[str, Any]) -> None:
-        """The winning trial's settings and objective, on the sweep's own record."""
-        run_id = read_json(folder / "mlflow.json")["run_id"]
-        self.client.log_metric(run_id, "best_validation_accuracy", best["objective"])
-        self.client.set_tag(run_id, "best_trial", best["id"])
-        for key, value in best["settings"].items():
-            self.client.set_tag(run_id, f"best.{key}", str(value))
+    def sent_now(self, folder: Path) -> str | None:
+        """Send in this thread; the reason where that fails."""
+        try:
+            record.push(self.connection, folder)
+        except Exception as error:  # a record must never end a run, whatever a server answers
+            return reason(error)
+        return None
+
+    def look_at(self, folder: Path) -> None:
+        with self.changed:
+            self.waiting[folder] = None
+            self.changed.notify_all()
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.work, daemon=True, name="record")
+                self.thread.start()
+
+    def work(self) -> None:
+        """Send folder by folder; after a failure all of them wait, since the next would fail alike."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting)
+                while (left := self.next_try - time.monotonic()) > 0:
+                    self.changed.wait(left)
+                self.sending = next(iter(self.waiting))
+                del self.waiting[self.sending]
+            self.note(self.sending, self.sent_now(self.sending))
+
+    def note(self, folder: Path, trouble: str | None) -> None:
+        with self.changed:
+            self.sending = None
+            self.trouble.pop(folder, None)
+            if trouble:
+                self.trouble[folder] = trouble
+                self.waiting[folder] = None
+                self.next_try = time.monotonic() + RETRY_SECONDS
+            self.changed.notify_all()
+
+    def drained(self) -> str | None:
+        """Wait until all is sent, a try from now on fails, or time is up; the reason of what is left."""
+        with self.changed:
+            self.trouble.clear()
+            self.next_try = 0.0
+            self.changed.notify_all()
+            over = self.changed.wait_for(lambda: self.trouble or not (self.waiting or self.sending), END_SECONDS)
+            if self.trouble:
+                return next(iter(self.trouble.values()))
+            return None if over else "the server is slow"

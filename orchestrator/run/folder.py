@@ -13,7 +13,7 @@ from orchestrator.settings.errors import UserError
 
 BEGUN = ("checkpoints", "result.json", "trials.jsonl")  # a folder with one of these holds work
 # What a start writes before any work: a run that failed at once may be started with other settings.
-UNBEGUN = ("experiment.json", "mlflow.json", "progress.json", "train", "error.json")
+UNBEGUN = ("experiment.json", "mlflow.json", "mlflow.lock", "system.jsonl", "progress.json", "train", "error.json")
 
 
 def claim(experiment: Experiment) -> bool:

@@ -20,20 +20,8 @@ import torch
 from orchestrator.run.lock import held
 from orchestrator.settings.compose import GROUPS, option_names
 
-COMMANDS = (
-    "train",
-    "sweep",
-    "compare",
-    "tree",
-    "report",
-    "export",
-    "methods",
-    "benchmarks",
-    "options",
-    "submit",
-    "jobs",
-)
-COMMANDS += ("logs", "stop", "watch")
+COMMANDS = ("train", "sweep", "compare", "tree", "report", "export", "sync", "register", "methods", "benchmarks")
+COMMANDS += ("options", "submit", "jobs", "logs", "stop", "watch")
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"

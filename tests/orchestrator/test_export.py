@@ -20,7 +20,6 @@ from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from methods.base import Method
 from methods.lora import LoRA
-from orchestrator import export
 from orchestrator.export import export_run, write
 from orchestrator.launch import train
 from orchestrator.run import checkpoint
@@ -337,7 +336,7 @@ def test_a_stopped_export_leaves_nothing(stopped: Experiment, tmp_path: Path, mo
             raise KeyboardInterrupt
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(export, "save_file", stopping)
+    monkeypatch.setattr("orchestrator.run.trained.save_file", stopping)
     before = sorted(tmp_path.rglob("*"))
     assert call("export", "mine", "--output", str(tmp_path / "adapter"), f"storage={stopped.storage}") == 130
     assert sorted(tmp_path.rglob("*")) == before
