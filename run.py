@@ -208,23 +208,42 @@ def listing(group: str) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     address: Address,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="train or sweep with its settings")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", help="train, sweep or compare with its settings")
+    ],
     wait: Annotated[bool, typer.Option(help="follow the job until it ends")] = False,
 ) -> None:
-    """Run a train or sweep command as a job on a Ray cluster; tracked files are uploaded."""
-    from orchestrator.cluster import jobs
-    from orchestrator.settings.compose import load_experiment
+    """Run a train, sweep or compare command as a job on a Ray cluster; tracked files are uploaded."""
+    from orchestrator.cluster import jobs, submission
     from orchestrator.settings.errors import UserError
 
     if not is_checkout():
         raise UserError("submit: a job gets the files that git tracks; call it from a checkout of the project")
-    jobs.job_command(command)
-    load_experiment([word for word in command[1:] if not word.startswith("--")])  # a slip is told before an upload
-    job = jobs.submit(address, command, project=PROJECT)
+    submission.job_command(command)
+    study = checked_here(command)
+    job = jobs.submit(address, command, project=PROJECT, study=study)
     print(job)
     if wait:
         logs(job, address, follow=True)
         jobs.wait(address, job)
+
+
+def checked_here(command: list[str]) -> Path | None:
+    """The file of a study, None for other commands; a slip in either is told before an upload."""
+    settings = [word for word in command[1:] if not word.startswith("--")]
+    if command[0] != "compare":
+        from orchestrator.settings.compose import load_experiment
+
+        load_experiment(settings)
+        return None
+    from orchestrator.settings.errors import UserError
+    from orchestrator.study import experiments, find_study
+
+    if command[1:2] != settings[:1] or not settings:
+        raise UserError("compare: name the study's file first, or what is compared, as in methods=[lora,treelora]")
+    file, study, given = find_study(settings[0], settings[1:])
+    experiments(file, study, given)
+    return file
 
 
 @app.command(name="jobs")

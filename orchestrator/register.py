@@ -1,4 +1,4 @@
-"""``run.py register``: the trained model of a run, or of a sweep's best trial, as a registered model of MLflow.
+"""``run.py register``: the trained model of a run, or of a sweep's winner, as a registered model of MLflow.
 
 Registered is the folder that ``orchestrator/run/trained.py`` writes; beside it goes the adapter of ``run.py export``.
 """
@@ -34,7 +34,7 @@ class Registered:
 
 
 def register(run: str, settings: list[str]) -> Registered:
-    """Register the model of ``run``, a name or a folder below storage; of a sweep, that of its best trial.
+    """Register the model of ``run``, a name or a folder below storage; of a sweep, that of its winner.
 
     Its record is brought up to date first. UserError where there is no such run, checkpoint or server, and while a
     sweep has no finished trial.
@@ -63,11 +63,14 @@ def register_winner(experiment: Experiment, summary: dict[str, Any]) -> None:
     except UserError as error:
         say(f"model: {error}; run.py register {experiment.name} tries it again")
     else:
-        say(f"model: models:/{done.name}/{done.version} is that of trial {done.run}")
+        say(f"model: models:/{done.name}/{done.version} is that of {done.run}")
 
 
 def best_of(run: str, settings: list[str]) -> str:
-    """``run`` itself, or the folder below storage of a sweep's best trial."""
+    """``run`` itself, or the folder below storage of a sweep's winner.
+
+    That is its best trial; where trials learn other tasks than what the choice is for, the first run that confirmed it.
+    """
     folder = load_experiment([*settings, f"name={Path(run).name}"]).storage / run
     if not (folder / "trials").is_dir():
         return run
@@ -75,7 +78,8 @@ def best_of(run: str, settings: list[str]) -> str:
     best = next((trial for trial in sweep["trials"] if trial["id"] == sweep["best"]), None)
     if best is None:
         raise UserError(f"{run}: no trial of the sweep has finished yet; try again later, or name a trial")
-    return f"{run}/trials/{Path(best['folder']).name}"
+    confirmed = sweep["confirmed"]
+    return f"{run}/{confirmed['folders'][0] if confirmed and sweep['protocol'] != 'stream' else best['folder']}"
 
 
 def prepare(experiment: Experiment, scratch: Path) -> Trained:

@@ -10,6 +10,7 @@ from orchestrator.execute import check, check_workers, executor, interruptible
 from orchestrator.pages.console import say
 from orchestrator.records.keep import close_sweep, open_record
 from orchestrator.records.trials import Recorded
+from orchestrator.register import register_winner
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.folder import claim_sweep
 from orchestrator.run.lock import held
@@ -43,6 +44,7 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
             sweep.run()
             summary = sweep.write()
             close_sweep(experiment.folder, tracker, summary)
+            register_winner(experiment, summary)
     return summary
 
 

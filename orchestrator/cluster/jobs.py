@@ -1,6 +1,6 @@
 """Runs as jobs on a Ray cluster: submit, list, follow and stop them through its Jobs API.
 
-A job is ``python run.py train ...`` or ``python run.py sweep ...`` in a copy of the files that git
+A job is ``python run.py train ...``, ``sweep ...`` or ``compare ...`` in a copy of the files that git
 tracks here, so data, results and secrets stay behind. The cluster requires its token, which clients
 read from RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token.
 """
@@ -11,11 +11,7 @@ import asyncio
 import math
 import os
 import re
-import secrets
 import shlex
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,20 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.submission import job_command, job_environment, staged, submission_id, with_study
 from orchestrator.settings.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-COMMANDS = ("train", "sweep")
-# The inner quotes are for the grammar of settings, in which a bare ~ is an error.
-DEFAULT_STORAGE = "storage='~/evergreen/runs'"
-# Also set by orchestrator, but a cluster's worker processes import Ray before they import this project.
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 JOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 60  # Ray's own client waits for ever
 STOP_SECONDS = 60
@@ -55,15 +43,15 @@ class Job:
     message: str
 
 
-def submit(address: str, command: list[str], *, project: Path) -> str:
-    """Start ``python run.py <command>`` on the cluster and return the submission id.
+def submit(address: str, command: list[str], *, project: Path, study: Path | None = None) -> str:
+    """Start ``python run.py <command>`` on the cluster and return its submission id; a ``study``'s file goes along.
 
     A job runs once; the cluster never repeats it. Submitting the same command again starts a new
     job that resumes the run where it stood, because the run's name is the same.
     """
-    settings = job_command(command)
+    settings = with_study(command, study, project) if study else job_command(command)
     environment = job_environment()
-    with staged(project) as folder, cluster(address) as client:
+    with staged(project, study if study and study.exists() else None) as folder, cluster(address) as client:
         job: str = client.submit_job(
             entrypoint=shlex.join(["python", "run.py", *settings]),
             submission_id=submission_id(settings),
@@ -116,92 +104,6 @@ def stop(address: str, job: str) -> str:
         # stop_job returns once the signal is sent; the job itself may take seconds to end.
         client.stop_job(job)
         return ended(client, job, STOP_SECONDS)
-
-
-def job_command(command: list[str]) -> list[str]:
-    """The settings to run with: only train and sweep, and a storage that outlives the job."""
-    if not command or command[0] not in COMMANDS:
-        given = command[0] if command else "nothing"
-        raise UserError(f"{given}: only {' and '.join(COMMANDS)} can be submitted as a job")
-    if has_credentials(setting(command, "tracking.uri") or ""):
-        raise UserError(
-            "tracking.uri: a job's command is shown to all users of the cluster; "
-            "leave the credentials out and set MLFLOW_TRACKING_URI on the cluster"
-        )
-    storage = setting(command, "storage")
-    if storage is None:
-        return [*command, DEFAULT_STORAGE]
-    if not storage.startswith(("/", "~")):
-        raise UserError(
-            f"storage={storage}: a job's own folder is removed after it; "
-            "give an absolute path that all nodes of the cluster share"
-        )
-    return list(command)
-
-
-def setting(command: list[str], key: str) -> str | None:
-    """The value that ``key=value`` gives in the command, where the last one counts."""
-    values = [item.partition("=")[2] for item in command[1:] if item.startswith(f"{key}=")]
-    return values[-1].strip("'\"") if values else None
-
-
-def submission_id(command: list[str]) -> str:
-    """A new id that starts with the run's name, in letters that are safe in a URL and a shell."""
-    # A random end, since Ray refuses an id that any earlier job had, and a run is resumed by submitting it again.
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", setting(command, "name") or "").lstrip(".-")
-    return f"{name[:100] or command[0]}-{secrets.token_hex(4)}"
-
-
-def job_environment() -> dict[str, str]:
-    """The few variables that a job gets from here; none of them is a secret."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return dict(ENVIRONMENT)
-    if has_credentials(uri):
-        raise UserError(
-            "MLFLOW_TRACKING_URI: a job's environment is shown to all users of the cluster; "
-            "leave the credentials out, or unset it here and set it on the cluster"
-        )
-    return {**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri}
-
-
-def has_credentials(uri: str) -> bool:
-    """Whether an address may hold a user, password or key; rather too careful than not enough."""
-    secret = r"@|%40|[?&;][^=&]*(user|pass|pwd|token|secret|key|credential)[^=&]*="
-    return re.search(secret, uri, re.IGNORECASE) is not None
-
-
-@contextmanager
-def staged(project: Path) -> Iterator[Path]:
-    """A temporary folder with the tracked files of the project, as they are on disk now."""
-    root = project.resolve()
-    tracked = {root / name for name in tracked_names(root)}
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
-        for source in tracked:
-            # Ray would drop tracked files that match .gitignore. Links to elsewhere, submodules
-            # and deleted files have no tracked content to send.
-            if source.name == ".gitignore" or source.resolve() not in tracked:
-                continue
-            if source.is_file():
-                target = Path(folder) / source.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
-        yield Path(folder)
-
-
-def tracked_names(root: Path) -> list[str]:
-    """What ``git ls-files`` names below ``root``; run.py has to be among it."""
-    try:
-        git = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True)
-    except FileNotFoundError:
-        raise UserError("git: not found; a job gets the files that git tracks") from None
-    if git.returncode:
-        reason = os.fsdecode(git.stderr).strip().partition("\n")[0]
-        raise UserError(f"{root}: no git checkout, and a job gets only tracked files ({reason})")
-    names = [name for name in os.fsdecode(git.stdout).split("\0") if name]
-    if "run.py" not in names:
-        raise UserError(f"{root}: git tracks no run.py here; submit from the project's own folder")
-    return names
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from orchestrator.search.searchers import number_of_trials, propose
 from orchestrator.search.space import space_of
 from orchestrator.search.stopping import Stop, by_trial, decide
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.words import words_of
 
 
 class Search:
@@ -31,6 +32,7 @@ class Search:
         self.experiment, self.length, self.changed = experiment, length, changed
         self.entries = space_of(experiment)
         self.total = number_of_trials(experiment, self.entries)
+        self.words = words_of(experiment)
         self.ledger = Ledger(experiment.folder)
         self.began = time.monotonic()
         for trial in self.ledger.trials:

@@ -13,6 +13,7 @@ from orchestrator.search.objectives import DIRECTIONS, front, ranked
 from orchestrator.search.protocol import confirmations, in_words, stream_in_words
 from orchestrator.search.search import Search
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.words import written
 
 MEASURED = ("final_average_accuracy", "forgetting", "stored_parameters", "peak_memory_bytes")
 
@@ -76,23 +77,19 @@ def record(search: Search, trial: Trial) -> dict[str, Any]:
         "folder": str(run.folder.relative_to(search.experiment.folder)),
         "stopped": trial.stopped,
         "error": trial.error,
-        "repeat": repeat(search.experiment, trial),
+        "repeat": repeat(search, trial),
     }
 
 
-def repeat(experiment: Experiment, trial: Trial) -> str:
-    """The command that runs the trial alone, typed behind the settings of the sweep that are no search settings."""
-    settings = [f"{key}={value}" for key, value in trial.settings.items()]
+def repeat(search: Search, trial: Trial) -> str:
+    """The command that runs the trial alone."""
+    experiment = search.experiment
+    settings = dict(trial.settings)
     if experiment.sweep.protocol == "first_tasks":
-        settings.append(f"benchmark.first={experiment.sweep.first_tasks}")
-    name = f"name={experiment.name}-{trial.id}-alone"
-    return shlex.join(["run.py", "train", *given(experiment), *settings, name])
-
-
-def given(experiment: Experiment) -> list[str]:
-    """The groups that a command has to name; further settings are in config."""
-    named = [f"method={experiment.method.name}", f"benchmark={experiment.benchmark.name}"]
-    return [*named, f"seed={experiment.seed}"]
+        settings["benchmark.first"] = experiment.sweep.first_tasks
+    words = [word for word in search.words if word.partition("=")[0] not in settings]
+    words += [f"{key}={written(value)}" for key, value in settings.items()]
+    return shlex.join(["run.py", "train", *words, f"name={experiment.name}-{trial.id}-alone"])
 
 
 def confirmed(experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import jobs
+from orchestrator.cluster import jobs, submission
 from orchestrator.settings.errors import UserError
 from tests.support.two_nodes import RAY, Cluster, as_user, free_ports
 
@@ -50,7 +50,7 @@ def whole_log(address: str, job: str, tail: bool) -> str:
 
 
 def test_only_tracked_files_are_sent(project: Path) -> None:
-    with jobs.staged(project) as folder:
+    with submission.staged(project) as folder:
         files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         assert files == {"run.py", "configs/kept.yaml"}
         assert (folder / "run.py").read_text() == RUN
@@ -62,17 +62,17 @@ def test_changes_on_disk_are_sent_and_deleted_files_are_not(project: Path, tmp_p
     subprocess.run(["cp", "-r", project, copy], check=True)
     (copy / "run.py").write_text("changed")
     (copy / "configs" / "kept.yaml").unlink()
-    with jobs.staged(copy) as folder:
+    with submission.staged(copy) as folder:
         assert [file.name for file in folder.iterdir()] == ["run.py"]
         assert (folder / "run.py").read_text() == "changed"
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(RUN)
-    with pytest.raises(UserError, match="no git checkout"), jobs.staged(tmp_path):
+    with pytest.raises(UserError, match="no git checkout"), submission.staged(tmp_path):
         pass
     git(tmp_path, "init", "--quiet")
-    with pytest.raises(UserError, match=r"tracks no run\.py"), jobs.staged(tmp_path):
+    with pytest.raises(UserError, match=r"tracks no run\.py"), submission.staged(tmp_path):
         pass
 
 
@@ -87,7 +87,7 @@ def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_submission_ids_are_safe_and_new(command: list[str], start: str) -> None:
-    made = {jobs.submission_id(command) for _ in range(20)}
+    made = {submission.submission_id(command) for _ in range(20)}
     assert len(made) == 20
     for job in made:
         assert job.startswith(start)
@@ -96,22 +96,45 @@ def test_submission_ids_are_safe_and_new(command: list[str], start: str) -> None
 
 def test_storage_outlives_the_job() -> None:
     command = ["train", "method=treelora"]
-    assert jobs.job_command(command) == [*command, "storage='~/evergreen/runs'"]
+    assert submission.job_command(command) == [*command, "storage='~/evergreen/runs'"]
     assert command == ["train", "method=treelora"]
     for storage in ("storage=/data/runs", "storage='~/runs'"):
-        assert jobs.job_command(["sweep", storage]) == ["sweep", storage]
+        assert submission.job_command(["sweep", storage]) == ["sweep", storage]
+
+
+def test_a_study_goes_with_its_job_and_its_page_to_the_storage(project: Path, tmp_path: Path) -> None:
+    (project / "studies").mkdir()
+    for file in (project / "studies" / "mine.yaml", tmp_path / "other.yaml"):
+        file.write_text("title: x")
+    for file, there in (
+        (project / "studies" / "mine.yaml", "studies/mine.yaml"),
+        (tmp_path / "other.yaml", "other.yaml"),
+    ):
+        command = submission.with_study(["compare", str(file), "seed=1"], file, project)
+        page = f"~/evergreen/runs/{file.stem}.md"
+        assert command == ["compare", there, "seed=1", "storage='~/evergreen/runs'", "--output", page]
+        with submission.staged(project, file) as folder:
+            assert (folder / there).read_text() == "title: x"
+
+
+def test_rows_of_the_command_line_need_no_file(project: Path) -> None:
+    words = ["compare", "methods=[lora,gorp]", "storage=/data/runs"]
+    command = submission.with_study(words, Path("compare-lora-gorp.yaml"), project)
+    assert command == [*words, "--output", "/data/runs/compare-lora-gorp.md"]
+    with pytest.raises(UserError, match="--output: a job's page lies in its storage"):
+        submission.with_study([*words, "--output=x.md"], Path("a.yaml"), project)
 
 
 @pytest.mark.parametrize("storage", ["runs", "./runs", "'../runs'", ""])
 def test_storage_in_the_folder_of_the_job_is_refused(storage: str) -> None:
     with pytest.raises(UserError, match="absolute path that all nodes"):
-        jobs.job_command(["train", f"storage={storage}"])
+        submission.job_command(["train", f"storage={storage}"])
 
 
 @pytest.mark.parametrize("command", [[], ["report"], ["jobs", "stop"], ["name=train"]])
-def test_only_train_and_sweep_are_submitted(command: list[str]) -> None:
-    with pytest.raises(UserError, match="only train and sweep"):
-        jobs.job_command(command)
+def test_no_other_command_is_submitted(command: list[str]) -> None:
+    with pytest.raises(UserError, match="only train, sweep, compare"):
+        submission.job_command(command)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +150,10 @@ def test_only_train_and_sweep_are_submitted(command: list[str]) -> None:
 def test_credentials_are_refused_unseen(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match="set it on the cluster") as refusal:
-        jobs.job_environment()
+        submission.job_environment()
     assert "hunt" not in str(refusal.value)
     with pytest.raises(UserError, match=r"tracking\.uri") as refusal:
-        jobs.job_command(["train", f"tracking.uri={uri}"])
+        submission.job_command(["train", f"tracking.uri={uri}"])
     assert "hunt" not in str(refusal.value)
 
 
@@ -143,9 +166,9 @@ def test_no_other_variable_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    assert jobs.job_environment() == harmless
+    assert submission.job_environment() == harmless
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    assert jobs.job_environment() == {
+    assert submission.job_environment() == {
         **harmless,
         "MLFLOW_TRACKING_URI": "http://mlflow.example:5000",
     }
@@ -225,7 +248,7 @@ def check_success(user: ProcessPoolExecutor, address: str, project: Path) -> str
     command = ["train", "name=good", "method=treelora"]
     job: str = user.submit(jobs.submit, address, command, project=project).result()
     user.submit(jobs.wait, address, job).result()
-    expected = str([*command, jobs.DEFAULT_STORAGE])
+    expected = str([*command, submission.DEFAULT_STORAGE])
     for tail in (False, True):
         assert f"arguments {expected}" in user.submit(whole_log, address, job, tail).result()
     assert job.startswith("good-")

@@ -215,7 +215,8 @@ def summary(*statuses: str) -> dict[str, Any]:
         }
         for number, status in enumerate(statuses)
     ]
-    return {"objective": "validation_accuracy", "protocol": "stream", "best": "00001", "trials": trials}
+    about = {"objective": "validation_accuracy", "protocol": "stream", "best": "00001", "confirmed": None}
+    return about | {"trials": trials}
 
 
 def test_trials_are_children_and_all_is_there_when_the_sweep_ends(make: Small) -> None:

@@ -222,7 +222,7 @@ def test_the_winner_of_a_sweep_is_registered_under_its_name(
     found = summary("finished", "finished")
     write_json(sweep.folder / "sweep.json", found)
     register_winner(sweep, found)
-    assert capsys.readouterr().err.endswith("model: models:/s/1 is that of trial s-00001\n")
+    assert capsys.readouterr().err.endswith("model: models:/s/1 is that of s-00001\n")
     uri = database_uri(sweep.storage / "mlflow.db")
     version = MlflowClient(uri).get_model_version("s", "1")
     assert MlflowClient(uri).get_run(str(version.run_id)).info.run_name == "s-00001"

@@ -1,0 +1,42 @@
+"""The words that a person would type to get an experiment again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.settings.compose import load_experiment, option_names
+from orchestrator.settings.config import Experiment
+
+PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+MEANING = ("null", "true", "false", "nan", "inf", "none", "yes", "no", "on", "off")  # not text where they stand bare
+
+
+def words_of(experiment: Experiment) -> list[str]:
+    """``key=value`` for method, benchmark and all that differs from their defaults, without place and name."""
+    parts = {"method": experiment.method.name, "benchmark": experiment.benchmark.name}
+    named = [f"{group}={name}" for group, name in parts.items() if name in option_names(group)]
+    usual = load_experiment(named).identity()
+    return [*named, *(f"{key}={written(value)}" for key, value in differing(usual, experiment.identity()))]
+
+
+def differing(usual: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in wanted.items():
+        before = usual.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from differing(before, value, f"{prefix}{key}.")
+        elif key not in usual or value != before:
+            yield prefix + key, value
+
+
+def written(value: Any) -> str:
+    """A value in Hydra's grammar, in which the keys of a mapping are not quoted."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in MEANING:
+        return value
+    return json.dumps(value, ensure_ascii=False)
