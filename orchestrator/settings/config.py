@@ -35,7 +35,7 @@ class Settings(BaseModel):
 class TrainConfig(Settings):
     """Settings ``train.<field>``."""
 
-    epochs: Positive | tuple[Positive, ...] = Field(3, description="for every task, or a list with one for each")
+    epochs: Positive | tuple[Positive, ...] = Field(2, description="for every task, or a list with one for each")
     batch_size: int = Field(32, gt=0, description="examples in a step, over all workers")
     accumulate: int = Field(1, gt=0, description="parts that a step's batch goes through the model in")
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="of the adapters")
