@@ -185,6 +185,11 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     return {key: [row.get(key) for row in plain] for key in keys}
 
 
+def as_split(table: Table) -> dict[str, list[Any]]:
+    """The form in which MLflow keeps tables, pandas' ``split``."""
+    return {"columns": list(table), "data": [list(row) for row in zip(*table.values(), strict=True)]}
+
+
 def flattened_trial(trial: dict[str, Any]) -> dict[str, Any]:
     """Without its history, which the trial's own record has."""
     kept = {key: value for key, value in trial.items() if key not in ("settings", "values", "history")}

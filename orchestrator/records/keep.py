@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.pages import report
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 
@@ -33,13 +32,17 @@ def open_tracker(experiment: Experiment) -> Tracker | None:
 def close_run(folder: Path, tracker: Tracker | None, status: str = "FINISHED") -> None:
     """Write the report of a run that has a result, and end its record."""
     if result := read_json(folder / "result.json"):
-        report.write(folder / "report.html", report.run_report(result))
+        from orchestrator.pages import report  # matplotlib takes a second to import
+
+        report.write_run(folder, result)
     if tracker:
         tracker.end(folder, status)
 
 
 def close_sweep(folder: Path, tracker: Tracker | None, summary: dict[str, Any]) -> None:
     """Write the sweep's report with its best trial's, and end its record."""
+    from orchestrator.pages import report
+
     report.write_sweep(folder, summary)
     if tracker:
         tracker.end(folder)

@@ -48,9 +48,14 @@ class Recorded:
 
     def ended(self, key: str, error: str | None) -> None:
         self.source.ended(key, error)
-        folder = self.works[key].experiment.folder
+        work = self.works[key]
+        folder, status = work.experiment.folder, "FAILED" if error else "FINISHED"
         self.running.pop(key, None)
-        self.thread.submit(self.tried, lambda: close_run(folder, self.tracker, "FAILED" if error else "FINISHED"))
+        if work.chosen:
+            # No page of its own, which takes longer to draw than a short trial to run: ``run.py report`` writes it.
+            self.later(lambda tracker: tracker.end(folder, status))
+        else:
+            self.thread.submit(self.tried, lambda: close_run(folder, self.tracker, status))
 
     def later(self, write: Callable[[Tracker], Any]) -> None:
         tracker = self.tracker

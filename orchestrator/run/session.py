@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -155,8 +156,14 @@ class Session:
             "trainable_parameters": self.learner.trainable_parameters,
             "stored_parameters": self.learner.method.stored_parameters(),
             "method_report": details,
-            "versions": {name: version(name) for name in VERSIONS},
+            "versions": versions(),
         }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Those of the packages that results depend on; a process that does many runs looks them up once."""
+    return {name: version(name) for name in VERSIONS}
 
 
 def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
