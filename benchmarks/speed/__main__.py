@@ -12,6 +12,7 @@ from benchmarks.speed import gorp, sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
+from benchmarks.speed.trials import sweep_overhead, trial_overhead
 
 CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "tree-scale": tree_scale,
@@ -24,6 +25,8 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "gorp-refresh": gorp.refresh,
     "gorp-leak": gorp.leak,
     "startup": startup,
+    "sweep-overhead": sweep_overhead,
+    "trial-overhead": trial_overhead,
 }
 
 

@@ -5,15 +5,13 @@ A refused setting shows what every command pays before its work; a tiny run in t
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed.measure import Measurement, medians
+from benchmarks.speed.measure import Measurement, medians, once
 
-PROJECT = Path(__file__).resolve().parents[2]
 REFUSED = ("train", "method.rnak=3")
 # Two tasks of eight training images, without a record; the name is new each time.
 TINY = (
@@ -32,9 +30,9 @@ def startup(toy: bool) -> list[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
         numbers = iter(range(1_000))
         candidates: dict[str, Callable[[], object]] = {
-            "import torch": lambda: started([sys.executable, "-c", "import torch"], 0),
-            "refused setting": lambda: started([sys.executable, "run.py", *REFUSED], 2),
-            "tiny run": lambda: started(tiny_run(Path(folder), next(numbers)), 0),
+            "import torch": lambda: once([sys.executable, "-c", "import torch"]),
+            "refused setting": lambda: once([sys.executable, "run.py", *REFUSED], ends_with=2),
+            "tiny run": lambda: once(tiny_run(Path(folder), next(numbers))),
         }
         candidates["tiny run"]()  # the first one fills the cache of prepared data
         seconds = medians(candidates, 1 if toy else 5)
@@ -47,10 +45,3 @@ def startup(toy: bool) -> list[Measurement]:
 
 def tiny_run(folder: Path, number: int) -> list[str]:
     return [sys.executable, "run.py", *TINY, f"name=tiny{number}", f"storage={folder}"]
-
-
-def started(command: list[str], expected: int) -> None:
-    """One process from start to end; RuntimeError where it ends with another code than expected."""
-    found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    if found.returncode != expected:
-        raise RuntimeError(f"{' '.join(command)}: exit code {found.returncode}: {found.stderr[-500:]}")

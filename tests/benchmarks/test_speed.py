@@ -10,8 +10,11 @@ import pytest
 from benchmarks.speed.__main__ import CASES, main
 from benchmarks.speed.measure import Measurement, medians
 
+# Whole commands with a cluster of their own, each of them 15 s at any size.
+SWEEPS = ("sweep-overhead", "trial-overhead")
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SWEEPS)) for case in CASES])
 def test_every_case_measures_something_beside_a_reference(case: str) -> None:
     for measurement in CASES[case](True):
         record = measurement.record()
