@@ -93,7 +93,8 @@ def compare(
 ) -> None:
     """Run all rows of a study, side by side where there is room, and write one page with their table; goes on again."""
     from orchestrator.compare import run_study
-    from orchestrator.study import command, find_study
+    from orchestrator.study import command
+    from orchestrator.typed_study import find_study
 
     file, found, given = find_study(study, settings or [])
     inside = is_checkout() and "=" not in study
@@ -237,7 +238,8 @@ def checked_here(command: list[str]) -> Path | None:
         load_experiment(settings)
         return None
     from orchestrator.settings.errors import UserError
-    from orchestrator.study import experiments, find_study
+    from orchestrator.study import experiments
+    from orchestrator.typed_study import find_study
 
     if command[1:2] != settings[:1] or not settings:
         raise UserError("compare: name the study's file first, or what is compared, as in methods=[lora,treelora]")

@@ -6,7 +6,7 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-from orchestrator.execute import check_run, executor, interruptible
+from orchestrator.execute import check_room, check_run, executor, interruptible
 from orchestrator.pages.console import say
 from orchestrator.pages.study_html import html_page
 from orchestrator.pages.study_page import Rows as Results
@@ -38,6 +38,7 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
                     is_finished(run)  # refuses a folder that belongs to something else
     check_page(output)
     comparison = Comparison(plan, study, output, repeat)
+    check_room([work.experiment for work in comparison.waiting])
     if comparison.waiting:
         scratch = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
         with held(scratch, "a study"):

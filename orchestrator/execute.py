@@ -40,37 +40,43 @@ def check(experiment: Experiment) -> None:
         check_backbone(experiment.backbone, experiment.head)
     except BenchmarkError as error:
         raise UserError(str(error)) from None
-    check_workers(experiment)
     read_stream(experiment)
 
 
-def check_workers(experiment: Experiment) -> None:
-    if experiment.scale.workers:
-        from orchestrator.cluster.connect import check_workers_here
+def check_room(experiments: Sequence[Experiment]) -> None:
+    """Whether runs that need Ray fit on this machine; another cluster is asked once it is joined."""
+    if on_ray(experiments) and not os.environ.get("RAY_ADDRESS"):
+        from orchestrator.cluster import room
 
-        check_workers_here(experiment)
+        for experiment in experiments:
+            room.check_room(experiment, room.this_machine())
+
+
+def on_ray(experiments: Sequence[Experiment]) -> bool:
+    """A single run, or one at a time, in one process and without a cluster, needs none."""
+    single = len(experiments) == 1 or all(one.sweep.concurrent == 1 for one in experiments)
+    return not single or any(one.scale.workers for one in experiments) or bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager
 def executor(experiments: Sequence[Experiment], running: dict[str, Path]) -> Iterator[Execute]:
     """What does the runs of a source, given an experiment with their resources and a scratch folder for Ray Tune.
 
-    A single run, or one at a time, in one process and without a cluster, runs here; all others are trials of Tune.
-    ``running`` is its caller's to keep: the folders to tell the progress of.
+    They run in this process, or as trials of Tune. ``running`` is its caller's to keep: the folders to tell the
+    progress of.
     """
-    single = len(experiments) == 1 or all(one.sweep.concurrent == 1 for one in experiments)
-    here = single and not any(one.scale.workers for one in experiments) and not os.environ.get("RAY_ADDRESS")
-    with ray_where_needed(experiments[0], not here), watching(lambda: list(running.values())):
-        if here:
-            yield lambda source, needs, scratch: run_in_this_process(source)
-        else:
+    needed = on_ray(experiments)
+    with ray_where_needed(experiments, needed), watching(lambda: list(running.values())):
+        if needed:
             from orchestrator.cluster.executor import run_on_cluster
 
             yield lambda source, needs, scratch: in_background(lambda: run_on_cluster(source, needs, scratch))
+        else:
+            yield lambda source, needs, scratch: run_in_this_process(source)
 
 
 @contextmanager
-def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
+def ray_where_needed(experiments: Sequence[Experiment], needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
@@ -78,7 +84,7 @@ def ray_where_needed(experiment: Experiment, needed: bool) -> Iterator[None]:
     from orchestrator.cluster import trainer  # noqa: F401
     from orchestrator.cluster.connect import connected
 
-    with connected(experiment) as dashboard:
+    with connected(experiments) as dashboard:
         say(f"Ray dashboard: {dashboard}")
         yield
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.execute import check_run, in_background, interruptible, ray_where_needed
+from orchestrator.execute import check_room, check_run, in_background, interruptible, ray_where_needed
 from orchestrator.pages.console import say, where_stopped
 from orchestrator.pages.progress import watching
 from orchestrator.records.keep import close_run, open_record
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def launch_run(experiment: Experiment) -> dict[str, Any]:
     """Train one run with progress, record and report; returns result.json's content."""
     check_run(experiment)
+    on_workers = experiment.scale.workers > 0
+    check_room([experiment] if on_workers else [])
     folder = experiment.folder
     if is_finished(experiment):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
@@ -32,8 +34,7 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):
         claim(experiment)
         tracker = open_record(experiment)
-        on_workers = experiment.scale.workers > 0
-        with ray_where_needed(experiment, on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):
+        with ray_where_needed([experiment], on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):
             result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
         close_run(folder, tracker)
     if result["skipped"]:

@@ -13,8 +13,7 @@
       few: [benchmark.train_per_class=8]
     matrices: true                                        # show each row's accuracy matrix of the first seed
 
-The same from the command line: ``methods=[lora,treelora] seeds=[0,1,2] benchmark=split_digits head=gaussian``, with
-``benchmarks``, ``heads`` and ``backbones`` besides: every combination is a row, under a group for each benchmark.
+One without a file is read by ``typed_study.py``.
 """
 
 from __future__ import annotations
@@ -25,18 +24,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from orchestrator.settings.compose import explain, load_experiment, parse
+from orchestrator.settings.compose import explain, load_experiment
 from orchestrator.settings.config import LONGEST_NAME, Experiment, Settings
 from orchestrator.settings.errors import UserError
 
 OTHER, PUNCTUATION = re.compile(r"[^A-Za-z0-9._-]+"), re.compile(r"[^A-Za-z0-9.]+")
 PLACES = ("storage=", "tracking.", "checkpoint.")
-LISTS = {"methods": "method", "heads": "head", "backbones": "backbone", "benchmarks": "benchmark", "seeds": "seed"}
 
 
 class Study(Settings):
@@ -72,39 +69,6 @@ def read_study(file: Path) -> Study:
         return Study.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{file}: {explain(error, Study, '')}") from None
-
-
-def find_study(named: str, settings: list[str]) -> tuple[Path, Study, list[str]]:
-    """The study in the file ``named``, or that of a command line; its file, and the settings that are not in it."""
-    if "=" in named and not Path(named).exists():
-        return (*study_of([named, *settings]), [])
-    return Path(named), read_study(Path(named)), settings
-
-
-def study_of(words: list[str]) -> tuple[Path, Study]:
-    """The study that ``key=value`` words describe, and the name of the file that could hold it."""
-    lists, settings = {}, []
-    for word in words:
-        key = word.partition("=")[0]
-        if key in LISTS:
-            value = parse(word).value()
-            lists[key] = [str(one) for one in (value if isinstance(value, list) else [value])]
-        else:
-            settings.append(word)
-    if "methods" not in lists and not {"heads", "backbones", "benchmarks"} & lists.keys():
-        raise UserError("compare: name a study's file, or what is compared, as in methods=[lora,treelora]")
-    rows = [[f"{LISTS[key]}={one}" for one in lists[key]] for key in ("methods", "heads", "backbones") if key in lists]
-    labelled = {", ".join(word.partition("=")[2] for word in row): list(row) for row in product(*rows)}
-    groups = {name: [f"benchmark={name}"] for name in lists.get("benchmarks", [])}
-    names = [*lists.get("benchmarks", []), *(word.partition("=")[2] for word in settings if word[:10] == "benchmark=")]
-    title = f"{', '.join(labelled)} on {', '.join(names) or 'the default benchmark'}"
-    found: dict[str, Any] = {"title": title, "settings": settings, "rows": labelled, "seeds": lists.get("seeds", [0])}
-    found |= {"groups": groups} if groups else {}
-    try:
-        study = Study.model_validate(found)
-    except ValidationError as error:
-        raise UserError(f"compare: {explain(error, Study, '')}") from None
-    return Path(OTHER.sub("-", "compare-" + "-".join([*labelled, *names]))[:60].rstrip("-.") + ".yaml"), study
 
 
 def experiments(file: Path, study: Study, settings: list[str]) -> dict[str, dict[str, list[Experiment]]]:

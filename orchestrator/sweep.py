@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.execute import check, check_workers, executor, interruptible
+from orchestrator.execute import check, check_room, executor, interruptible
 from orchestrator.pages.console import say
 from orchestrator.records.keep import close_sweep, open_record
 from orchestrator.records.trials import Recorded
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.records.tracking import Tracker
 
 SNAPSHOT_SECONDS = 1.0
+SNAPSHOT_SHARE = 0.05  # of the driver's time at most, as a snapshot reads every trial's result
+AS_MANY = 2  # a search has more than one trial to run, however many it may be
 
 
 def launch_sweep(experiment: Experiment) -> dict[str, Any]:
@@ -40,10 +42,9 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     with held(experiment.folder, "a sweep"):
         sweep = Sweep(experiment, length)
         with interruptible(sweep.standing):
-            tracker = sweep.tracker = open_record(experiment)
             sweep.run()
             summary = sweep.write()
-            close_sweep(experiment.folder, tracker, summary)
+            close_sweep(experiment.folder, sweep.tracker, summary)
             register_winner(experiment, summary)
     return summary
 
@@ -54,9 +55,9 @@ def check_sweep(experiment: Experiment) -> int:
     Every end of its space, and every run that confirms its choice, has to be an experiment that can start here.
     """
     entries = space_of(experiment)
-    for corner in check_space(experiment, entries):
-        check_workers(corner)
+    check_space(experiment, entries)
     number_of_trials(experiment, entries)
+    check_room(AS_MANY * [experiment])
     check(experiment)
     for run in confirmations(experiment, {})[:1]:
         check(run)
@@ -71,12 +72,12 @@ class Sweep:
         self.tracker: Tracker | None = None
         self.search = Search(experiment, length, self.changed)
         self.running: dict[str, Path] = {}
-        self.written = 0.0
+        self.next_snapshot = 0.0
 
     def run(self) -> None:
         """All trials, then the chosen settings with fresh seeds."""
-        # Two, as a search has more than one trial to run, how many it may be.
-        with executor([self.experiment] * 2, self.running) as execute:
+        with executor(AS_MANY * [self.experiment], self.running) as execute:
+            self.tracker = open_record(self.experiment)
             self.do(execute, self.search)
             best = summarise(self.search)["best"]
             if best is not None:
@@ -102,12 +103,19 @@ class Sweep:
         """A trial was started, stopped, or has ended."""
         if trial.status == "running" and trial.stopped:
             say(f"trial {trial.id}: {trial.stopped['text']}")
-        if time.monotonic() - self.written > SNAPSHOT_SECONDS:
+        if trial.status == "finished":
+            values = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in trial.values.items())
+            say(f"trial {trial.id}: finished, {values} ({self.standing()})")
+        if trial.status == "failed":
+            say(f"trial {trial.id}: failed: {trial.error} ({self.standing()})")
+        if time.monotonic() > self.next_snapshot:
             self.write()
 
     def write(self) -> dict[str, Any]:
         """sweep.json as things stand."""
-        self.written = time.monotonic()
+        began = time.monotonic()
         summary = summarise(self.search)
         write_json(self.experiment.folder / "sweep.json", summary)
+        now = time.monotonic()
+        self.next_snapshot = now + max(SNAPSHOT_SECONDS, (now - began) / SNAPSHOT_SHARE)
         return summary

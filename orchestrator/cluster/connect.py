@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
 
+from orchestrator.cluster.room import check_room, nodes_of_cluster
 from orchestrator.settings.config import Experiment
-from orchestrator.settings.errors import UserError
 
 
 @contextmanager
-def connected(experiment: Experiment) -> Iterator[str]:
+def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
     """Ray for the time of a command; gives the dashboard's address.
 
     ``RAY_ADDRESS`` names a cluster to join, and is set inside a job. Otherwise one is started here, with everything
-    bound to 127.0.0.1 (see this package's ``__init__``).
+    bound to 127.0.0.1 (see this package's ``__init__``). UserError where it has no room for one of ``experiments``.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -32,8 +32,8 @@ def connected(experiment: Experiment) -> Iterator[str]:
             logging_level=logging.ERROR,
         )
     try:
-        # Ray would not refuse but queue them, as further nodes may join.
-        check_workers(experiment, int(ray.cluster_resources().get("CPU", 0)))
+        for experiment in experiments:
+            check_room(experiment, nodes_of_cluster())
         yield f"http://{context.dashboard_url}"
     finally:
         ray.shutdown()
@@ -48,18 +48,3 @@ def joined() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def check_workers_here(experiment: Experiment) -> None:
-    """Before anything starts: a cluster of this machine alone has this machine's CPUs."""
-    if not os.environ.get("RAY_ADDRESS"):
-        check_workers(experiment, os.cpu_count() or 1)
-
-
-def check_workers(experiment: Experiment, cpus: int) -> None:
-    """Workers that could never start would be waited for without end."""
-    workers = experiment.scale.workers
-    if workers > cpus:
-        raise UserError(
-            f"scale.workers={workers}: there are {cpus} CPUs, one for each worker; set scale.workers={cpus}"
-        )

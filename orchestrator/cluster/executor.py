@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.cluster.room import nodes_of_cluster, room
 from orchestrator.cluster.trial import trial
 from orchestrator.run.trials import Source
 from orchestrator.settings.config import Experiment
@@ -71,14 +70,6 @@ def needs(experiment: Experiment) -> dict[str, float]:
     return {"CPU": sweep.cpus} | ({"GPU": sweep.gpus} if sweep.gpus else {})
 
 
-def room(experiment: Experiment) -> int:
-    """Runs that fit on the cluster at the same time."""
-    resources, scale, sweep = ray.cluster_resources(), experiment.scale, experiment.sweep
-    cpus, gpus = (scale.workers, scale.workers * scale.gpus_per_worker) if scale.workers else (sweep.cpus, sweep.gpus)
-    fitting = resources.get("CPU", 0) / cpus
-    return math.floor(min(fitting, resources.get("GPU", 0) / gpus) if gpus else fitting)
-
-
 class Stateless:
     """Tune pickles what it is given into snapshots that nobody reads; a source with its open files stays out."""
 
@@ -100,7 +91,7 @@ class Proposals(Stateless, Searcher):
     def suggest(self, trial_id: str) -> Any:
         # Tune would ask for all at once, also where drivers reserve nothing: workers would wait for each other, and a
         # searcher that learns would have nothing to learn from.
-        if len(self.running) >= (self.experiment.sweep.concurrent or max(1, room(self.experiment))):
+        if len(self.running) >= (self.experiment.sweep.concurrent or max(1, room(self.experiment, nodes_of_cluster()))):
             return None
         work = self.source.next()
         if work is None:

@@ -26,8 +26,7 @@ def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: 
 
         def look() -> None:
             tick()
-            for folder in find():
-                show(folder, read_json(folder / "progress.json"))
+            show({folder: read_json(folder / "progress.json") for folder in find()})
 
         def keep_looking() -> None:
             while not over.wait(POLL_SECONDS):
@@ -44,23 +43,27 @@ def watching(find: Callable[[], list[Path]], tick: Callable[[], None] = lambda: 
             look()
 
 
-Show = Callable[[Path, dict[str, Any] | None], None]
+# Told of all runs under way, and of what the progress file of each holds.
+Show = Callable[[dict[Path, dict[str, Any] | None]], None]
 
 
 @contextmanager
 def bars() -> Iterator[Show]:
-    """A bar for each run."""
+    """A bar for each run under way, and for the last ones that were."""
     state = TextColumn("{task.fields[state]}", markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), state, TimeElapsedColumn())
     with Progress(*columns, console=messages) as progress:
         tasks: dict[Path, Any] = {}
 
-        def show(folder: Path, now: dict[str, Any] | None) -> None:
-            if folder not in tasks:
-                tasks[folder] = progress.add_task(folder.name, total=None, state="starting")
-            if now:
-                done = now["task"] + now["step"] / now["steps"]
-                progress.update(tasks[folder], completed=done, total=now["tasks"], state=state_line(now))
+        def show(runs: dict[Path, dict[str, Any] | None]) -> None:
+            for folder in [folder for folder in tasks if runs and folder not in runs]:
+                progress.remove_task(tasks.pop(folder))  # a sweep has more trials than a terminal has lines
+            for folder, now in runs.items():
+                if folder not in tasks:
+                    tasks[folder] = progress.add_task(folder.name, total=None, state="starting")
+                if now:
+                    done = now["task"] + now["step"] / now["steps"]
+                    progress.update(tasks[folder], completed=done, total=now["tasks"], state=state_line(now))
 
         yield show
 
@@ -71,7 +74,7 @@ def lines() -> Iterator[Show]:
     told: dict[Path, int] = {}  # how many tasks of each run have had their line
     last: dict[Path, float] = {}
 
-    def show(folder: Path, now: dict[str, Any] | None) -> None:
+    def tell(folder: Path, now: dict[str, Any] | None) -> None:
         moment = time.monotonic()
         history = now["history"] if now else []
         if folder not in told:
@@ -85,6 +88,10 @@ def lines() -> Iterator[Show]:
         for line in fresh:
             say(f"{folder.name}: {line}")
             last[folder] = moment
+
+    def show(runs: dict[Path, dict[str, Any] | None]) -> None:
+        for folder, now in runs.items():
+            tell(folder, now)
 
     yield show
 

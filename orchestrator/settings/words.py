@@ -37,6 +37,12 @@ def written(value: Any) -> str:
         return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(written, value)) + "]"
-    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in MEANING:
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) and value.lower() not in MEANING else quoted(value)
+    return json.dumps(value)
+
+
+def quoted(text: str) -> str:
+    """Backslashes count as two in front of a quote, of the end, and of ``${``, which would refer to a setting."""
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text) + '"'

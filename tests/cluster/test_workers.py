@@ -67,7 +67,7 @@ def printed_by(*command: str) -> str:
 
 
 def train_on_cluster(experiment: Experiment) -> dict[str, Any]:
-    with connected(experiment):
+    with connected([experiment]):
         return train(experiment)
 
 

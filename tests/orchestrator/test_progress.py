@@ -23,7 +23,7 @@ def now(*accuracies: float, step: int = 0) -> dict[str, Any]:
 def test_a_run_tells_its_start_and_each_task_once(capsys: pytest.CaptureFixture[str]) -> None:
     with lines() as show:
         for state in (None, now(step=3), now(1.0), now(1.0, step=2), now(1.0, 0.75, 0.5)):
-            show(RUN, state)
+            show({RUN: state})
     assert capsys.readouterr().err.splitlines() == [
         "mine: starting",
         "mine: task 1/3 learned, accuracy so far 100.0%",
@@ -34,7 +34,7 @@ def test_a_run_tells_its_start_and_each_task_once(capsys: pytest.CaptureFixture[
 
 def test_a_run_that_goes_on_says_where_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     with lines() as show:
-        show(RUN, now(0.9, step=4))
+        show({RUN: now(0.9, step=4)})
     assert capsys.readouterr().err == "mine: going on: task 2/3 · step 4/8 · loss 0.50 · accuracy 90.0%\n"
 
 
@@ -44,11 +44,11 @@ def test_between_tasks_a_line_comes_every_half_minute(
     clock = iter([0.0, 29.0, 31.0, 60.0, 62.0, 70.0, 170.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with lines() as show:
-        show(RUN, None)
+        show({RUN: None})
         for step in range(1, 5):
-            show(RUN, now(step=step))
+            show({RUN: now(step=step)})
         for _ in range(2):
-            show(RUN, now(0.5, 0.5, 0.5))  # over: nothing more to tell
+            show({RUN: now(0.5, 0.5, 0.5)})  # over: nothing more to tell
     told = capsys.readouterr().err.splitlines()
     assert [line.split(" · ")[1] for line in told[1:3]] == ["step 2/8", "step 4/8"]
     assert len(told) == 6 and told[-1].startswith("mine: task 3/3 learned")
@@ -57,7 +57,7 @@ def test_between_tasks_a_line_comes_every_half_minute(
 def test_a_long_line_is_neither_cut_nor_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     name = "x" * 90 + "[red]"
     with lines() as show:
-        show(Path(name), None)
+        show({Path(name): None})
     assert capsys.readouterr().err == f"{name}: starting\n"
 
 
