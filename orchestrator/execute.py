@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 from benchmarks.dataset import BenchmarkError
@@ -106,9 +107,27 @@ def in_background(work: Callable[[], Result]) -> Result:
 @contextmanager
 def interruptible(standing: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C into one line that says where things are ``standing`` and how to go on."""
+    with one_interrupt():
+        try:
+            yield
+        except KeyboardInterrupt:
+            say(f"stopped at {standing()}; the same command goes on from its last checkpoint")
+            raise
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """A second Ctrl-C must not cut the clean-up short that the first one began."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
-        say(f"stopped at {standing()}; the same command goes on from its last checkpoint")
-        raise
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)  # None: it was not set from Python

@@ -192,14 +192,18 @@ def test_an_owner_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_owner_that_lost_its_lock_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.05)
     (tmp_path / "new").write_text("another's")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start tests with it ignored, too
 
     def work() -> None:
         with held(tmp_path, "a run"):
             (tmp_path / "new").replace(tmp_path / LOCK) if taken else (tmp_path / LOCK).unlink()
             threading.Event().wait()  # as long as it takes: nothing but the signal ends it
 
-    with pytest.raises(UserError, match=r"lock.json: removed, or taken over by another process, while a run was"):
-        work()
+    try:
+        with pytest.raises(UserError, match=r"lock.json: removed, or taken over by another process, while a run was"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / LOCK).exists() == taken, "another's lock is left to it"
 
 
