@@ -128,11 +128,14 @@ def report(
     run: Annotated[str, typer.Argument(help="name of a run or sweep, or its folder below storage")],
     settings: Settings = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print its table: trials of a sweep, tasks of a run")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="write a sweep's page to this .md file instead")] = None,
 ) -> None:
     """Write report.html again, also of a sweep under way, and print its path."""
     from orchestrator import report_source
 
-    if as_csv:
+    if markdown:
+        print(report_source.write_markdown(run, markdown.expanduser(), settings or []))
+    elif as_csv:
         print(report_source.table(run, settings or []), end="")
     else:
         print(report_source.write_report(run, settings or []))

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.pages.progress import state_line
 from orchestrator.run.checkpoint import read_json
-from orchestrator.settings.compose import load_experiment
+from orchestrator.settings.compose import checked, load_experiment
 from orchestrator.settings.errors import UserError
+from orchestrator.settings.words import sweep_words_of, words_of
 
 # Of a trial in sweep.json, in this order, before and after its settings and objectives.
 BEFORE = ("id", "status")
@@ -48,6 +50,25 @@ def write_report(run: str, settings: list[str]) -> Path:
         return report.write_run(folder, result_of(run, folder))
     except OSError as error:
         raise UserError(f"{folder}: the page cannot be written ({error.strerror})") from None
+
+
+def write_markdown(run: str, file: Path, settings: list[str]) -> Path:
+    """Write the page of a sweep as Markdown in ``file``, and its picture beside it; returns ``file``."""
+    from orchestrator.pages import sweep_page
+
+    folder = folder_of(run, settings)
+    if not is_sweep(folder):
+        raise UserError(f"{run}: it is a run; --markdown writes the page of a sweep")
+    if file.suffix != ".md":
+        raise UserError(f"--markdown {file}: name a file that ends in .md; its picture goes beside it")
+    summary = summary_of(run, folder)
+    experiment = checked(summary["config"] | {"storage": str(folder.parent)})
+    words = [*sweep_words_of(experiment), *words_of(experiment), f"name={experiment.name}"]
+    try:
+        sweep_page.write_page(file, summary, shlex.join(["run.py", "sweep", *words]))
+    except OSError as error:
+        raise UserError(f"--markdown {file}: cannot be written ({error.strerror}); name another file") from None
+    return file
 
 
 def table(run: str, settings: list[str]) -> str:

@@ -104,7 +104,10 @@ class Sweep:
         if trial.status == "running" and trial.stopped:
             say(f"trial {trial.id}: {trial.stopped['text']}")
         if trial.status == "finished":
-            values = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in trial.values.items())
+            wanted = self.experiment.sweep.objectives
+            values = ", ".join(
+                f"{name.replace('_', ' ')} {value:.4g}" for name, value in trial.values.items() if name in wanted
+            )
             say(f"trial {trial.id}: finished, {values} ({self.standing()})")
         if trial.status == "failed":
             say(f"trial {trial.id}: failed: {trial.error} ({self.standing()})")

@@ -22,6 +22,23 @@ def words_of(experiment: Experiment) -> list[str]:
     return [*named, *(f"{key}={written(value)}" for key, value in differing(usual, experiment.identity()))]
 
 
+def sweep_words_of(experiment: Experiment) -> list[str]:
+    """The same of the settings of a sweep: the option of ``configs/sweep`` that they are nearest to, and the rest."""
+    found = [words_from(option, experiment.sweep.model_dump(mode="json")) for option in option_names("sweep")]
+    return min((words for words in found if words), key=len)
+
+
+def words_from(option: str, wanted: dict[str, Any]) -> list[str]:
+    """``wanted`` as what differs from one option; none where that has an entry of the space too many."""
+    usual = load_experiment([f"sweep={option}"]).sweep.model_dump(mode="json")
+    space, known = wanted["space"], usual.pop("space")
+    if not known.keys() <= space.keys():
+        return []
+    further = {f"space.{key}": value for key, value in space.items() if known.get(key) != value}
+    changed = [*differing(usual, {key: value for key, value in wanted.items() if key != "space"}), *further.items()]
+    return [f"sweep={option}", *(f"sweep.{key}={written(value)}" for key, value in changed)]
+
+
 def differing(usual: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in wanted.items():
         before = usual.get(key)

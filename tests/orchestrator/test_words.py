@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.settings.compose import load_experiment, with_settings
-from orchestrator.settings.words import words_of
+from orchestrator.settings.words import sweep_words_of, words_of
 
 GIVEN = {
     "nothing": ([], {}),
@@ -27,3 +27,24 @@ def test_words_give_the_same_experiment_again(case: str) -> None:
     experiment = with_settings(load_experiment(typed), changed)
     words = words_of(experiment)
     assert load_experiment(words).identity() == experiment.identity(), words
+
+
+SWEPT = {
+    "nothing": ([], "sweep=default"),
+    "an option": (["sweep=treelora_search"], "sweep=treelora_search"),
+    "an option changed": (["sweep=rank_sparsity", "sweep.space.method.rank=[2]"], "sweep=rank_sparsity"),
+    "a space of its own": (
+        ["sweep.space.train.epochs=[1,2]", "sweep.trials=4", "sweep.budget.seconds=9"],
+        "sweep=default",
+    ),
+    "text": (["sweep.space.method.regulariser.kind={choice: [cos, none]}"], "sweep=default"),
+}
+
+
+@pytest.mark.parametrize("case", SWEPT)
+def test_words_give_the_same_sweep_again(case: str) -> None:
+    typed, option = SWEPT[case]
+    experiment = load_experiment(typed, "sweep")
+    words = sweep_words_of(experiment)
+    assert load_experiment(words, "sweep").sweep == experiment.sweep, words
+    assert words[0] == option
