@@ -11,6 +11,8 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # actors that ask for no GPU keep CUDA_VISIBLE_DEVICES as it is
+    # A thread of Tune's that is left over when a command is stopped would start a cluster of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own console; ours takes its place
     "RAY_worker_maximum_startup_concurrency": "8",  # default: the CPUs; a run starts actors that need none
     "MLFLOW_LOGGING_LEVEL": "WARNING",

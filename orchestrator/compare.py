@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from orchestrator.execute import check_room, check_run, executor, interruptible
 from orchestrator.pages.console import say
 from orchestrator.pages.study_html import html_page
 from orchestrator.pages.study_page import Rows as Results
 from orchestrator.pages.study_page import page
-from orchestrator.records.keep import open_tracker
+from orchestrator.records.keep import recorded
 from orchestrator.records.trials import Recorded
-from orchestrator.run.checkpoint import read_json
+from orchestrator.run.checkpoint import read_json, write_json
 from orchestrator.run.folder import is_finished
 from orchestrator.run.lock import held
 from orchestrator.run.trials import Rows, Work
@@ -40,10 +41,10 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     comparison = Comparison(plan, study, output, repeat)
     check_room([work.experiment for work in comparison.waiting])
     if comparison.waiting:
-        scratch = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
-        with held(scratch, "a study"):
-            execute(comparison, scratch / "tune")
-        shutil.rmtree(scratch)
+        folder = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
+        with held(folder, "a study"):
+            write_json(folder / "study.json", comparison.description(folder))
+            execute(comparison, folder)
     comparison.write()
     if comparison.errors:
         (key, error), *_ = comparison.errors.items()
@@ -54,24 +55,29 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     }
 
 
-def execute(comparison: Comparison, scratch: Path) -> None:
-    """All runs that are waiting; those that need other resources than the ones before follow behind them.
-
-    ``scratch`` is Ray Tune's to use.
-    """
+def execute(comparison: Comparison, folder: Path) -> None:
+    """All runs that are waiting, recorded as children of the study whose folder this is."""
     waiting = [work.experiment for work in comparison.waiting]
     running: dict[str, Path] = {}
-    with interruptible(comparison.standing), executor(waiting, running) as run:
-        tracker = open_tracker(waiting[0])
+    about = comparison.study.model_dump(mode="json")
+    with (
+        interruptible(comparison.standing),
+        executor(waiting, running) as run,
+        recorded(waiting[0], folder, about) as tracker,
+    ):
+        # Those that need other resources than the ones before follow behind them.
         for _, alike in groupby(list(comparison.waiting), key=lambda work: work.experiment.scale):
             comparison.waiting = list(alike)
-            first = comparison.waiting[0].experiment
-            recorded = Recorded(comparison, tracker, None, running)
+            runs = Recorded(comparison, tracker, folder, running)
             try:
-                run(recorded, first, scratch)
+                run(runs, comparison.waiting[0].experiment, folder / "tune")
             finally:
-                for failure in recorded.finish():
+                for failure in runs.finish():
                     say(f"record: {failure}")
+        if written := comparison.markdown():
+            (folder / "report.html").write_text(html_page(comparison.study.title, written), encoding="utf-8")
+        if tracker:
+            tracker.end(folder, "FAILED" if comparison.errors else "FINISHED")
 
 
 class Comparison(Rows):
@@ -111,18 +117,32 @@ class Comparison(Rows):
                     found.setdefault(group, {})[label] = contents
         return found
 
+    def description(self, folder: Path) -> dict[str, Any]:
+        """study.json: which runs the study has, and where they lie from its ``folder``."""
+        runs = [
+            {"group": group, "row": label, "seed": run.seed, "folder": os.path.relpath(run.folder, folder)}
+            for group, rows in self.plan.items()
+            for label, own in rows.items()
+            for run in own
+        ]
+        return {"title": self.study.title, "command": self.repeat, "runs": runs}
+
     def write(self) -> None:
         """The Markdown in ``output`` and the same as HTML beside it; nothing before the first row is finished."""
+        if written := self.markdown():
+            self.output.write_text(written, encoding="utf-8")
+            self.output.with_suffix(".html").write_text(html_page(self.study.title, written), encoding="utf-8")
+
+    def markdown(self) -> str:
+        """The page of the rows that are finished, "" where none is."""
         results = self.results()
         if not results:
-            return
+            return ""
         rows, done = (sum(map(len, part.values())) for part in (self.plan, results))
         about = self.study.about
         if done < rows:
             about += f"\n\n*{done} of {rows} rows are finished.*"
-        written = page(self.study.title, about, self.repeat, results, self.study.matrices)
-        self.output.write_text(written, encoding="utf-8")
-        self.output.with_suffix(".html").write_text(html_page(self.study.title, written), encoding="utf-8")
+        return page(self.study.title, about, self.repeat, results, self.study.matrices)
 
 
 def check_page(output: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.execute import check_room, check_run, in_background, interruptible, ray_where_needed
 from orchestrator.pages.console import say, where_stopped
 from orchestrator.pages.progress import watching
-from orchestrator.records.keep import close_run, open_record
+from orchestrator.records.keep import close_run, recorded
 from orchestrator.run.folder import claim, finished, is_finished
 from orchestrator.run.lock import held
 from orchestrator.run.session import run_here
@@ -33,10 +33,10 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
         return finished(folder)
     with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):
         claim(experiment)
-        tracker = open_record(experiment)
-        with ray_where_needed([experiment], on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):
-            result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
-        close_run(folder, tracker)
+        with recorded(experiment, folder, experiment.identity()) as tracker:
+            with ray_where_needed([experiment], on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):
+                result = in_background(lambda: train(experiment)) if on_workers else train(experiment)
+            close_run(folder, tracker)
     if result["skipped"]:
         say(f"{len(result['skipped'])} left out as unreadable, the first: {result['skipped'][0]}")
     return result

@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.execute import check, check_room, executor, interruptible
+from orchestrator.execute import Execute, check, check_room, executor, interruptible
 from orchestrator.pages.console import say
-from orchestrator.records.keep import close_sweep, open_record
+from orchestrator.records.keep import close_sweep, recorded
 from orchestrator.records.trials import Recorded
 from orchestrator.register import register_winner
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.folder import claim_sweep
 from orchestrator.run.lock import held
 from orchestrator.run.session import read_stream
-from orchestrator.run.trials import Rows, Work
+from orchestrator.run.trials import Rows, Source, Work
 from orchestrator.search.ledger import Trial
 from orchestrator.search.protocol import confirmations, trial_experiment
 from orchestrator.search.search import Search
@@ -42,9 +42,7 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     with held(experiment.folder, "a sweep"):
         sweep = Sweep(experiment, length)
         with interruptible(sweep.standing):
-            sweep.run()
-            summary = sweep.write()
-            close_sweep(experiment.folder, sweep.tracker, summary)
+            summary = sweep.run()
             register_winner(experiment, summary)
     return summary
 
@@ -69,30 +67,38 @@ class Sweep:
 
     def __init__(self, experiment: Experiment, length: int) -> None:
         self.experiment = experiment
-        self.tracker: Tracker | None = None
         self.search = Search(experiment, length, self.changed)
         self.running: dict[str, Path] = {}
         self.next_snapshot = 0.0
 
-    def run(self) -> None:
-        """All trials, then the chosen settings with fresh seeds."""
-        with executor(AS_MANY * [self.experiment], self.running) as execute:
-            self.tracker = open_record(self.experiment)
-            self.do(execute, self.search)
+    def run(self) -> dict[str, Any]:
+        """All trials, then the chosen settings with fresh seeds, and the page; returns sweep.json's content."""
+        experiment = self.experiment
+        # Recorded once Ray has said whether there is room: what is refused leaves no record.
+        with (
+            executor(AS_MANY * [experiment], self.running) as execute,
+            recorded(experiment, experiment.folder, experiment.identity()) as tracker,
+        ):
+            self.do(execute, tracker, self.search)
             best = summarise(self.search)["best"]
             if best is not None:
-                runs = confirmations(self.experiment, self.search.trials[int(best)].settings)
-                confirming = Rows([Work(run.name, run) for run in runs])
-                self.do(execute, confirming)
-                for name, error in confirming.errors.items():
-                    say(f"{name} failed: {error}; the same command tries it again")
+                self.confirm(execute, tracker, self.search.trials[int(best)].settings)
+            summary = self.write()
+            close_sweep(experiment.folder, tracker, summary)
+        return summary
 
-    def do(self, execute: Any, source: Any) -> None:
-        recorded = Recorded(source, self.tracker, self.experiment.folder, self.running)
+    def confirm(self, execute: Execute, tracker: Tracker | None, settings: dict[str, Any]) -> None:
+        runs = Rows([Work(run.name, run) for run in confirmations(self.experiment, settings)])
+        self.do(execute, tracker, runs)
+        for name, error in runs.errors.items():
+            say(f"{name} failed: {error}; the same command tries it again")
+
+    def do(self, execute: Execute, tracker: Tracker | None, source: Source) -> None:
+        runs = Recorded(source, tracker, self.experiment.folder, self.running)
         try:
-            execute(recorded, self.experiment, self.experiment.folder / "tune")
+            execute(runs, self.experiment, self.experiment.folder / "tune")
         finally:
-            for failure in recorded.finish():
+            for failure in runs.finish():
                 say(f"record: {failure}")
 
     def standing(self) -> str:

@@ -78,7 +78,7 @@ def lines() -> Iterator[Show]:
         moment = time.monotonic()
         history = now["history"] if now else []
         if folder not in told:
-            fresh = [f"going on: {state_line(now)}" if now else "starting"]
+            fresh = [f"going on: {state_line(now)}" if now and (now["task"] or now["step"]) else "starting"]
         else:
             fresh = [task_line(row, now["tasks"]) for row in history[told[folder] :]] if now else []
         told[folder] = len(history)

@@ -86,9 +86,9 @@ def legend(sweep: Record) -> str:
     return (
         f"*Share*: of the spread of {words(sweep['objective'])} over finished trials, by {EVALUATOR} (Optuna); "
         "settings that not all trials have get none. *By chance*: the share that 19 of 20 shuffles of the values stay "
-        "below; a setting whose share is no larger than that cannot be said to matter. *Mean objective*: by value, or by third "
-        "of the range, with the number of trials; a searcher that learns tries good settings more often, so that means "
-        "of different settings are not independent."
+        "below; a setting whose share is no larger than that cannot be said to matter. *Mean objective*: by value, or "
+        "by third of the range, with the number of trials; a searcher that learns tries good settings more often, so "
+        "that means of different settings are not independent."
     )
 
 

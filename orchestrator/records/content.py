@@ -158,7 +158,7 @@ def datasets(folder: Path) -> list[DatasetInput]:
 
 
 def tables(folder: Path) -> dict[str, Table]:
-    """Matrices and tree of a run, trials of a sweep, by the name of their table."""
+    """Matrices and tree of a run, trials of a sweep, runs of a study, by the name of their table."""
     found: dict[str, Table] = {}
     if result := read_json(folder / "result.json"):
         names = [f"{number}. {name}" for number, name in enumerate(result["task_names"], 1)]
@@ -169,6 +169,8 @@ def tables(folder: Path) -> dict[str, Table]:
             found["tree"] = rows_table(nodes)
     if sweep := read_json(folder / "sweep.json"):
         found["trials"] = rows_table([flattened_trial(trial) for trial in sweep["trials"]])
+    if study := read_json(folder / "study.json"):
+        found["runs"] = rows_table([run | scores(folder / run["folder"]) for run in study["runs"]])
     return found
 
 
@@ -183,6 +185,12 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     plain = [{k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in rows]
     return {key: [row.get(key) for row in plain] for key in keys}
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """The summary of a run of a study, none where it has no result."""
+    result = read_json(folder / "result.json") or {}
+    return {key: result[key] for key in SUMMARY if key in result}
 
 
 def as_split(table: Table) -> dict[str, list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +14,24 @@ if TYPE_CHECKING:
     from orchestrator.records.tracking import Tracker
 
 
-def open_record(experiment: Experiment) -> Tracker | None:
-    """Begin the MLflow record of a single run, or of a sweep; None where tracking is off."""
-    tracker = open_tracker(experiment)
-    if tracker:
-        tracker.begin(experiment.folder, experiment.name, experiment.identity())
-    return tracker
+@contextmanager
+def recorded(experiment: Experiment, folder: Path, settings: dict[str, Any]) -> Iterator[Tracker | None]:
+    """The MLflow record of the run, sweep or study in ``folder``; None where the experiment's tracking is off.
 
-
-def open_tracker(experiment: Experiment) -> Tracker | None:
-    """What writes the records of the experiment's runs; None where tracking is off."""
+    Where the block ends with an error the record is closed as FAILED, or as KILLED by Ctrl-C.
+    """
     if not experiment.tracking.enabled:
-        return None
+        yield None
+        return
     from orchestrator.records.tracking import Tracker  # MLflow takes a second to import
 
-    return Tracker(experiment)
+    tracker = Tracker(experiment)
+    tracker.begin(folder, folder.name, settings)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.end(folder, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
 
 
 def close_run(folder: Path, tracker: Tracker | None, status: str = "FINISHED") -> None:

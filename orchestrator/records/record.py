@@ -79,8 +79,10 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def children(folder: Path) -> list[Path]:
-    """Folders of a sweep's trials and of the runs that confirm its choice."""
-    found = [place for kind in PARTS for place in sorted((folder / kind).glob("*"))]
+    """Folders of a sweep's trials and of the runs that confirm its choice, or of a study's runs."""
+    study = read_json(folder / "study.json") or {"runs": []}
+    found = [Path(os.path.normpath(folder / run["folder"])) for run in study["runs"]]
+    found += [place for kind in PARTS for place in sorted((folder / kind).glob("*"))]
     return [place for place in found if (place / "experiment.json").exists()]
 
 

@@ -35,12 +35,12 @@ def sync_record(run: str, settings: list[str]) -> Synced:
     """
     composed = load_experiment([*settings, f"name={Path(run).name}"])
     folder = composed.storage / run
-    if not (folder / "experiment.json").exists():
+    if not any((folder / name).exists() for name in ("experiment.json", "study.json")):
         raise UserError(f"{run}: no such run in {composed.storage}; name another, or set storage=…")
     connection = Connection(composed.model_copy(update={"tracking": tracking_of(composed, folder)}))
     folders = [folder, *record.children(folder)]
     for one in folders:
-        prepare(connection, one)
+        prepare(connection, one, record.parent_of(folder) if one == folder else folder)
         try:
             record.push(connection, one)
         except FAILURES as error:
@@ -63,14 +63,13 @@ def tracking_of(composed: Experiment, folder: Path) -> TrackingConfig:
     return tracking.model_copy(update=noted)
 
 
-def prepare(connection: Connection, folder: Path) -> None:
+def prepare(connection: Connection, folder: Path, parent: Path | None) -> None:
     """Note the record of a folder that has none, or one elsewhere, and how a run ended whose driver did not say so."""
-    parent = record.parent_of(folder)
     trial = trial_of(folder, parent)
     if record.read_note(folder):
         record.readdress(folder, connection)
     else:
-        settings = read_json(folder / "experiment.json") | ({"trial": trial["settings"]} if trial else {})
+        settings = (read_json(folder / "experiment.json") or {}) | ({"trial": trial["settings"]} if trial else {})
         record.begin(folder, connection, folder.name, settings, parent)
         record.finish(folder, "KILLED")  # unless the folder says otherwise
     if status := status_of(folder, trial):
@@ -85,10 +84,11 @@ def trial_of(folder: Path, parent: Path | None) -> dict[str, Any] | None:
 
 
 def status_of(folder: Path, trial: dict[str, Any] | None) -> str | None:
-    """How the run or sweep in ``folder`` ended, as MLflow names it; None where its files do not tell."""
+    """How the run, sweep or study in ``folder`` ended, as MLflow names it; None where its files do not tell."""
     sweep = read_json(folder / "sweep.json")
     over = sweep and all(trial["status"] not in ("running", "waiting") for trial in sweep["trials"])
-    if (folder / "result.json").exists() or over or (trial and trial["status"] == "stopped"):
+    study = [(one / "result.json").exists() for one in record.children(folder)] if not sweep else []
+    if (folder / "result.json").exists() or over or (study and all(study)) or (trial and trial["status"] == "stopped"):
         return "FINISHED"
     failed = (folder / "error.json").exists() or (trial and trial["status"] == "failed")
     return "FAILED" if failed else None
