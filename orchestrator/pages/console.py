@@ -135,7 +135,7 @@ def result_line(summary: dict[str, Any]) -> str:
     spread = "" if error is None else f" ± {100 * error:.1f}"
     return (
         f"result: final average accuracy {percent(confirmed['mean'])}{spread} on fresh seed{'s' * (len(seeds) > 1)} "
-        f"{', '.join(map(str, seeds))}; stream: {confirmed['stream']}; chosen by {summary['protocol_text']}"
+        f"{', '.join(map(str, seeds))}; stream: {confirmed['stream']}; {summary['protocol_text']}"
     )
 
 

@@ -84,7 +84,9 @@ def refused(experiment: Experiment, reason: str) -> UserError:
 
 def refuse_strangers(folder: Path) -> None:
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    if any(name not in UNBEGUN and not name.startswith(LOCK) for name in names):
+    # What is just being written has a longer name: the record of a trial is made while the trial begins.
+    beginnings = (LOCK, *(f"{known}." for known in UNBEGUN))
+    if any(name not in UNBEGUN and not name.startswith(beginnings) for name in names):
         raise UserError(f"name={folder.name}: {folder} exists and is no run; choose another name=…")
 
 

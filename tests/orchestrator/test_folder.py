@@ -120,6 +120,24 @@ def test_what_this_version_does_not_know_is_named(settings: list[str], entry: tu
     assert (experiment.folder / "experiment.json").read_bytes() == before
 
 
+def test_what_is_being_written_of_a_start_is_no_stranger(settings: list[str]) -> None:
+    """The driver of a sweep writes the note of a trial's record while the trial makes its folder."""
+    experiment = load_experiment(settings)
+    experiment.folder.mkdir()
+    for name in ("mlflow.json.123.new", "experiment.json.124.new", "lock.json.125", "system.jsonl"):
+        (experiment.folder / name).write_text("")
+    assert not claim(experiment)
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "holiday.png", "experiment.jsonl"])
+def test_a_folder_of_something_else_is_left_alone(settings: list[str], name: str) -> None:
+    experiment = load_experiment(settings)
+    experiment.folder.mkdir()
+    (experiment.folder / name).write_text("")
+    with pytest.raises(UserError, match="exists and is no run"):
+        claim(experiment)
+
+
 def test_a_list_is_no_experiment(settings: list[str]) -> None:
     experiment = load_experiment(settings)
     begun(experiment, without("head"))

@@ -196,7 +196,7 @@ def test_only_a_confirmed_choice_is_called_a_result(tmp_path: Path) -> None:
     assert result_line(sweep).startswith("result: none, the choice was not confirmed")
     assert result_line(sweep | {"confirmed": confirmation()}) == (
         "result: final average accuracy 62.3% ± 1.1 on fresh seeds 11, 12; stream: split_digits in its natural order; "
-        "chosen by validation splits of all 4 tasks"
+        "chosen on the validation splits of all 4 tasks"
     )
     experiment = load_experiment([f"storage={tmp_path}", "name=demo"], "sweep")
     text = printed(*sweep_summary(experiment, sweep, "sqlite:///x"), width=300)

@@ -64,7 +64,8 @@ def test_trials_keep_their_order_and_the_best_is_marked(page: str) -> None:
 
 def test_a_sweep_says_its_protocol_its_goal_and_how_far_it_is(page: str) -> None:
     said = words(page)
-    assert "Objective validation_accuracy (more is better), protocol stream: validation splits of all 4 tasks" in said
+    goal = "Objective validation_accuracy (more is better), protocol stream:"
+    assert f"{goal} chosen on the validation splits of all 4 tasks" in said
     assert "4 trials: 1 failed, 2 finished, 1 stopped." in said and "under way" not in said
     waiting = words(page_of(TOP, make_trial("00004", "running", None), make_trial("00005", "waiting", None)))
     assert "3 trials: 1 finished, 1 running, 1 waiting. The search is under way" in waiting

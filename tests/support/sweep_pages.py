@@ -46,7 +46,7 @@ def make_sweep(trials: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "objective": "validation_accuracy",
         "objectives": {"validation_accuracy": "max"},
         "protocol": "stream",
-        "protocol_text": "validation splits of all 4 tasks",
+        "protocol_text": "chosen on the validation splits of all 4 tasks",
         "searcher": "random",
         "scheduler": "asha",
         "tasks": TASKS,
