@@ -12,7 +12,7 @@ from benchmarks.speed import gorp, sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
-from benchmarks.speed.trials import sweep_overhead, trial_overhead
+from benchmarks.speed.trials import early_stopping, sweep_overhead, trial_overhead
 
 CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "tree-scale": tree_scale,
@@ -27,6 +27,7 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "startup": startup,
     "sweep-overhead": sweep_overhead,
     "trial-overhead": trial_overhead,
+    "early-stopping": early_stopping,
 }
 
 

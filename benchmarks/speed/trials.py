@@ -1,7 +1,7 @@
-"""What trials cost beside the same ones with bare Ray and plain torch, from start to end of the commands.
+"""What trials cost beside the same ones with bare Ray and plain torch, and what stopping the weak ones saves.
 
-A trial learns two tasks of eight images. Start of Ray, record, page and registered model are all in ours; what
-``bare/`` does is told in its files.
+All from start to end of the commands. For the overhead a trial learns two tasks of eight images; start of Ray, record,
+page and registered model are all in ours; what ``bare/`` does is told in its files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.speed.measure import Measurement, all_cores, once
 from benchmarks.speed.startup import TINY
@@ -47,6 +48,40 @@ def trial_overhead(toy: bool) -> list[Measurement]:
             for name, command in (("bare", bare), ("ours", ours)):
                 seconds[name] = seconds.get(name, 0.0) + sign * once(command) / (more - fewer)
     return [Measurement("trial-overhead", seconds["ours"] / seconds["bare"], 1.15, {"unit": "a bare trial"} | seconds)]
+
+
+def early_stopping(toy: bool) -> list[Measurement]:
+    """The same random trials with ASHA and without, over seeds of the search: the time, and the best that is found."""
+    whole, stopped, lost = 0.0, 0.0, []
+    with tempfile.TemporaryDirectory() as folder, all_cores():
+        for seed in range(1 if toy else 3):
+            found = {}
+            for scheduler in ("none", "asha"):
+                storage = Path(folder) / f"{scheduler}{seed}"
+                command = searched(storage, scheduler, 3 if toy else 24, seed)
+                seconds = once([*command, *TINY[1:]] if toy else command)
+                whole, stopped = (whole + seconds, stopped) if scheduler == "none" else (whole, stopped + seconds)
+                found[scheduler] = best_accuracy(storage / "search" / "sweep.json")
+            lost.append(100 * (found["none"] - found["asha"]))
+    detail: dict[str, Any] = {"seconds": {"none": whole, "asha": stopped}, "points_lost_by_seed": lost}
+    return [
+        Measurement("early-stopping", stopped / whole, 0.6, {"unit": "of the time without"} | detail),
+        Measurement("early-stopping", max(lost), 1.0, {"unit": "points of validation accuracy lost"} | detail),
+    ]
+
+
+def searched(storage: Path, scheduler: str, trials: int, seed: int) -> list[str]:
+    space = ["sweep.space.train.learning_rate={loguniform: [1e-5, 1e-1]}", "sweep.space.method.rank=[2,4,8]"]
+    search = ["sweep.searcher=random", f"sweep.trials={trials}", f"sweep.scheduler={scheduler}", "sweep.confirm=0"]
+    names = ["name=search", f"seed={seed}", f"storage={storage}", "tracking.enabled=false"]
+    return [sys.executable, "run.py", "sweep", "benchmark=split_digits", "method=lora", *names, *search, *space]
+
+
+def best_accuracy(sweep: Path) -> float:
+    """Validation accuracy of the trial that a sweep chose."""
+    read = json.loads(sweep.read_text())
+    (best,) = (trial for trial in read["trials"] if trial["id"] == read["best"])
+    return float(best["values"]["validation_accuracy"])
 
 
 def sweep(storage: Path, trials: int) -> list[str]:
