@@ -6,6 +6,9 @@ that was never stopped.
 
 * asha: at rungs of grace, grace * reduction, grace * reduction^2, … tasks a trial goes on if it is among the best
   1/reduction of those that reached the rung so far (Li et al. 2020, algorithm 2, without promotion of paused trials).
+  Beyond the paper, a trial is compared again after each task until the next rung, as others may have reached its rung
+  meanwhile, and what is equal there is told apart by the tasks that follow: a first task of two classes is often
+  learned without a mistake by all.
 * hyperband: the same in brackets with later and later first rungs, which trials join in turn (section 3 there).
 * median: after each task a trial goes on unless it is below the median of the others (Golovin et al. 2017,
   section 3.2.1).
@@ -49,9 +52,11 @@ def decide(sweep: SweepConfig, length: int, trial: int, tasks: int, values: Valu
     if sweep.scheduler == "median":
         return below_median(trial, tasks, values)
     mine = bracket(sweep, length, trial)
-    if tasks not in rungs(sweep, length, mine):
+    passed = [rung for rung in rungs(sweep, length, mine) if rung <= tasks]
+    if not passed:
         return None
-    return below_rung(sweep, tasks, trial, {t: v for t, v in values.items() if bracket(sweep, length, t) == mine})
+    rivals = {t: v for t, v in values.items() if bracket(sweep, length, t) == mine and passed[-1] in v}
+    return below_rung(sweep, range(passed[-1], tasks + 1), trial, rivals)
 
 
 def rungs(sweep: SweepConfig, length: int, bracket: int) -> list[int]:
@@ -70,14 +75,26 @@ def bracket(sweep: SweepConfig, length: int, trial: int) -> int:
     return trial % (len(rungs(sweep, length, 0)) + 1)
 
 
-def below_rung(sweep: SweepConfig, tasks: int, trial: int, values: Values) -> Stop | None:
-    reached = sorted((own[tasks] for own in values.values() if tasks in own), reverse=True)
-    passing = math.ceil(len(reached) / sweep.reduction)
-    value, cut_off = values[trial][tasks], reached[passing - 1]
-    if value >= cut_off:
+def below_rung(sweep: SweepConfig, compared: range, trial: int, values: Values) -> Stop | None:
+    """Compare with all that reached the rung, after its task and, where that is equal, after the ones ``compared``."""
+    passing = math.ceil(len(values) / sweep.reduction)
+    mine = values[trial]
+    found = [first_difference(own, mine, compared) for own in values.values()]
+    # Those that are ahead, the best first: ahead after fewer tasks, then by more.
+    ahead = sorted((at, -value) for at, value in filter(None, found) if value > mine[at])
+    if len(ahead) < passing:
         return None
-    best = f"the best {passing} of {len(reached)}"
-    return Stop(sweep.scheduler, tasks, value, cut_off, len(reached), sentence(tasks, value, cut_off, best))
+    at, cut_off = ahead[passing - 1][0], -ahead[passing - 1][1]
+    best = f"the best {passing} of {len(values)}"
+    text = sentence(compared[-1], mine[at], cut_off, best if at == compared[-1] else f"{best} after task {at}")
+    return Stop(sweep.scheduler, compared[-1], mine[at], cut_off, len(values), text)
+
+
+def first_difference(
+    other: Mapping[int, float], mine: Mapping[int, float], compared: range
+) -> tuple[int, float] | None:
+    """After which task ``other`` first has another value, and which; None where it has none so far."""
+    return next(((task, other[task]) for task in compared if task in other and other[task] != mine[task]), None)
 
 
 def below_median(trial: int, tasks: int, values: Values) -> Stop | None:

@@ -108,7 +108,7 @@ class SweepConfig(Settings):
         "none", description="stops weak trials; they are compared after equal numbers of tasks"
     )
     grace: int = Field(1, gt=0, description="tasks that every trial learns before a scheduler may stop it")
-    reduction: int = Field(2, ge=2, description="asha and hyperband let one trial in so many pass a rung")
+    reduction: int = Field(3, ge=2, description="asha and hyperband let one trial in so many pass a rung")
     protocol: Literal["stream", "first_tasks", "transfer"] = Field(
         "stream", description="tuned on all tasks, on the first ones, or on this stream to report on another"
     )

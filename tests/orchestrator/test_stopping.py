@@ -22,8 +22,11 @@ def run(sweep: SweepConfig, length: int, curves: dict[int, list[float]], order: 
     return ended
 
 
+HALVES = SweepConfig(scheduler="asha", reduction=2)
+
+
 def test_asha_keeps_the_best_half_of_those_that_reached_a_rung_so_far() -> None:
-    sweep = SweepConfig(scheduler="asha")
+    sweep = HALVES
     values = {0: {1: 0.9}, 1: {1: 0.7}, 2: {1: 0.8}}
     assert decide(sweep, 8, 0, 1, {0: values[0]}) is None, "the first one is the best half of itself"
     stop = decide(sweep, 8, 1, 1, values)
@@ -33,12 +36,31 @@ def test_asha_keeps_the_best_half_of_those_that_reached_a_rung_so_far() -> None:
     assert decide(sweep, 8, 2, 1, values) is None, "equal to the cut-off goes on"
 
 
+def test_what_is_equal_at_a_rung_is_told_apart_by_the_tasks_that_follow() -> None:
+    """The first task is learned without a mistake by all four; rungs are at 1 and 3 tasks."""
+    sweep = SweepConfig(scheduler="asha")
+    values = {0: {1: 1.0, 2: 0.9}, 1: {1: 1.0, 2: 0.8}, 2: {1: 1.0}, 3: {1: 1.0, 2: 0.95, 3: 0.2}}
+    assert decide(sweep, 8, 2, 1, values) is None, "equal to all"
+    assert decide(sweep, 8, 0, 2, values) is None, "the second of the two that pass"
+    stop = decide(sweep, 8, 1, 2, values)
+    assert stop is not None and (stop.tasks, stop.value, stop.cut_off, stop.among) == (2, 0.8, 0.9, 4)
+    assert stop.text == "stopped after task 2: average anytime validation accuracy 0.8000 < 0.9000, the best 2 of 4"
+
+
+def test_who_passed_a_rung_early_is_compared_with_those_that_reach_it_later() -> None:
+    values = {0: {1: 0.5, 2: 0.5}, 1: {1: 0.9}, 2: {1: 0.8}}
+    assert decide(SweepConfig(scheduler="asha"), 8, 0, 1, {0: {1: 0.5}}) is None
+    stop = decide(SweepConfig(scheduler="asha"), 8, 0, 2, values)
+    assert stop is not None and (stop.tasks, stop.value, stop.cut_off) == (2, 0.5, 0.9)
+    assert stop.text.endswith("0.5000 < 0.9000, the best 1 of 3 after task 1")
+
+
 def test_rungs_are_powers_of_the_reduction_and_never_the_end() -> None:
-    assert rungs(SweepConfig(scheduler="asha"), 8, 0) == [1, 2, 4]
+    assert rungs(HALVES, 8, 0) == [1, 2, 4]
     assert rungs(SweepConfig(scheduler="asha", grace=2, reduction=3), 20, 0) == [2, 6, 18]
     assert rungs(SweepConfig(scheduler="asha", grace=5), 5, 0) == []
-    sweep = SweepConfig(scheduler="asha")
-    assert decide(sweep, 8, 1, 3, {0: {3: 1.0}, 1: {3: 0.0}}) is None, "between rungs nobody is compared"
+    sweep = HALVES
+    assert decide(sweep, 8, 1, 3, {0: {3: 1.0}, 1: {2: 0.0, 3: 0.0}}) is None, "who has not reached a rung is no rival"
     assert decide(sweep, 4, 1, 4, {0: {4: 1.0}, 1: {4: 0.0}}) is None, "a trial that has learned all is finished"
 
 
@@ -73,7 +95,7 @@ def test_the_median_needs_three_others_and_counts_them() -> None:
 
 
 def test_hyperband_compares_within_brackets_and_one_bracket_stops_nobody() -> None:
-    sweep = SweepConfig(scheduler="hyperband")
+    sweep = SweepConfig(scheduler="hyperband", reduction=2)
     assert [bracket(sweep, 8, trial) for trial in range(5)] == [0, 1, 2, 3, 0]
     assert [rungs(sweep, 8, number) for number in range(4)] == [[1, 2, 4], [2, 4], [4], []]
     values = {0: {1: 0.9}, 1: {1: 0.8}, 4: {1: 0.1}}
@@ -84,7 +106,7 @@ def test_hyperband_compares_within_brackets_and_one_bracket_stops_nobody() -> No
 
 def test_a_search_that_goes_on_decides_as_one_that_was_never_stopped() -> None:
     """The rule sees numbers alone: those read from files after a stop give the decision of those that were reported."""
-    sweep = SweepConfig(scheduler="asha")
+    sweep = HALVES
     values = {0: {1: 0.5, 2: 0.5, 3: 0.4}, 1: {1: 0.6, 2: 0.4}}
     early = {0: {1: 0.5, 2: 0.5}, 1: {1: 0.6, 2: 0.4}}
     assert decide(sweep, 8, 1, 2, values) == decide(sweep, 8, 1, 2, early)

@@ -150,13 +150,12 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("searcher", ["random", "optuna"])
 def test_a_search_that_is_killed_and_moved_ends_as_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searcher: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real runs, killed in the middle of a trial, between two lines of the ledger, and moved to another place."""
     space = ["sweep.space.method.rank={int: [2, 5]}", "sweep.space.method.sparsity={uniform: [0, 0.5]}"]
-    settings = [*HERE[:1], "name=swept", "sweep.trials=4", f"sweep.searcher={searcher}", "sweep.confirm=1", *space]
+    settings = [*HERE[:1], "name=swept", "sweep.trials=4", "sweep.searcher=optuna", "sweep.confirm=1", *space]
     settings += ["train.epochs=1", "benchmark.tasks=2"]
     whole = launch_sweep(small_experiment(tmp_path / "whole", *settings))
     step, seen = Learner.step, [0]
