@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from benchmarks.account import Account
+
 FREE = -1  # the label of a row whose answer is free text
 SUBSET = ("classes", "first", "train_per_class", "test_per_class")  # settings that leave data out
 
@@ -98,13 +100,15 @@ class Records:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both official splits. ``skipped`` names the files and lines that were left out."""
+    """Both official splits. ``skipped`` names the files and lines that were left out, ``account`` counts what else was
+    done with the data."""
 
     train: Records
     test: Records
     class_names: list[str]
     group_names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from benchmarks.account import Account
+
 PADDING = -1  # ends a row of tokens that is shorter than others; no tokenizer has this one
 
 
@@ -43,3 +45,4 @@ class Prepared:
     digests: Tensor | None = None  # SHA-256 uint8 [kept rows, 32] of the inputs, where they are kept with them
     fresh: int = 0  # rows decoded or tokenised just now, not found in the cache
     bad: list[str] = field(default_factory=list)  # place and reason of each row left out
+    account: Account = field(default_factory=Account)  # what was done with the rows that were kept

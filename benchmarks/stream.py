@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import images, texts  # noqa: F401  register their sources
+from benchmarks.account import Account
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
 from benchmarks.fingerprint import fingerprint_of
 from benchmarks.formats import Format
@@ -44,8 +45,9 @@ class Task:
 class TaskStream:
     """All tasks in order. ``fresh`` counts the rows prepared just now, ``skipped`` names what was left out.
 
-    Where ``benchmark.first`` leaves out later tasks, ``later`` are their labels, whose names count as the others: head
-    and adapters are made for the whole stream, so that its first tasks are learned alike without the rest.
+    ``account`` counts what else was done with the data. Where ``benchmark.first`` leaves out later tasks, ``later`` are
+    their labels, whose names count as the others: head and adapters are made for the whole stream, so that its first
+    tasks are learned alike without the rest.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TaskStream:
     answer_length: int
     fresh: int = 0
     skipped: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
     later: list[range] = field(default_factory=list)
 
     @property
@@ -100,6 +103,9 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
     tested = [[torch.cat(class_rows(data.test, part, "test", config))] for part in parts]
     train = ready(data.train, learned, parts, config, form)
     test = ready(data.test, tested, parts, config, form)
+    account = Account()
+    for source in (data.account, train.account, test.account):
+        account.include(source)
     tasks = []
     for index, (part, labels) in enumerate(zip(parts, ranges, strict=False)):
         (own_train, own_validation), (own_test,) = train.examples[index], test.examples[index]
@@ -112,6 +118,7 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
         answer_length=config.text.answer_length,
         fresh=train.fresh + test.fresh,
         skipped=data.skipped + train.bad + test.bad,
+        account=account,
         later=ranges[len(parts) :],
     )
 
@@ -189,11 +196,12 @@ def split_off(classes: list[Tensor], config: StreamConfig) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Ready:
-    """Prepared examples [part][split], rows prepared just now, and what was left out."""
+    """Prepared examples [part][split], rows prepared just now, what was left out, and what was done with the rest."""
 
     examples: list[list[Examples]]
     fresh: int
     bad: list[str]
+    account: Account
 
 
 def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], config: StreamConfig, form: Format) -> Ready:
@@ -214,7 +222,7 @@ def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], confi
     for part, own in zip(parts, examples, strict=True):
         if not all(len(split) for split in own):
             raise BenchmarkError(f"benchmark={config.name}: task {part.name!r} has no rows left in one of its splits")
-    return Ready(examples, prepared.fresh, prepared.bad)
+    return Ready(examples, prepared.fresh, prepared.bad, prepared.account)
 
 
 def new_labels(labels: Tensor, owners: Tensor, parts: list[Part], ranges: list[range]) -> Tensor:
