@@ -44,12 +44,9 @@ class Command:
             start_new_session=True,
         )
 
-    def results(self) -> list[Path]:
-        return sorted(self.storage.rglob("result.json"))
-
     def wait_for(self, count: int) -> None:
         """Until that many runs have their result; AssertionError where the command ends before."""
-        self.wait_until(lambda: len(self.results()) >= count)
+        self.wait_until(lambda: len(results(self.storage)) >= count)
 
     def wait_until(self, reached: Callable[[], Any]) -> None:
         limit = time.monotonic() + PATIENCE
@@ -127,10 +124,15 @@ def test_killed_three_times_and_moved_each_run_ends_once_with_the_undisturbed_nu
     assert children(moved) == children(whole) == total
 
 
+def results(storage: Path) -> list[Path]:
+    """Those of runs; the record has copies of them."""
+    return [file for file in storage.rglob("result.json") if "mlflow-artifacts" not in file.parts]
+
+
 def numbers(storage: Path) -> dict[str, Any]:
     """What each run gave, by its folder: bits, as the same steps are taken in the same kind of process."""
     found = {}
-    for file in storage.rglob("result.json"):
+    for file in results(storage):
         result = read_json(file)
         kept = {key: result[key] for key in ("accuracy_matrix", "validation_matrix", "config", "stored_parameters")}
         found[str(file.parent.relative_to(storage))] = kept
