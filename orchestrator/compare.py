@@ -31,10 +31,11 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     Every row is checked before the first one starts. The results are by row, with its group in front, and seed.
     """
     plan = experiments(file, study, settings)
+    about_data: dict[str, None] = {}  # in order, and once where rows share a stream
     for group, rows in plan.items():
         for label, runs in rows.items():
             with row_named(file, full_name(group, label)):
-                check_run(runs[0])  # the others differ in their seed alone
+                about_data |= dict.fromkeys(check_run(runs[0]))  # the others differ in their seed alone
                 for run in runs:
                     is_finished(run)  # refuses a folder that belongs to something else
     check_page(output)
@@ -43,6 +44,8 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     if comparison.waiting:
         folder = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
         with held(folder, "a study"):
+            for line in about_data:
+                say(line)
             write_json(folder / "study.json", comparison.description(folder))
             execute(comparison, folder)
     comparison.write()

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import check_backbone
+from benchmarks.overview import overview, overview_lines
 from orchestrator.pages.console import say
 from orchestrator.pages.progress import watching
 from orchestrator.run.folder import is_finished
@@ -29,19 +30,21 @@ Result = TypeVar("Result")
 Execute = Callable[[Source, Experiment, Path], None]
 
 
-def check_run(experiment: Experiment) -> None:
-    """All that can be refused before a run starts; a finished one needs neither data nor weights."""
-    if not is_finished(experiment):
-        check(experiment)
+def check_run(experiment: Experiment) -> list[str]:
+    """All that can be refused before a run starts; a finished one needs neither data nor weights.
+
+    Returns what is to be said of the data.
+    """
+    return [] if is_finished(experiment) else check(experiment)
 
 
-def check(experiment: Experiment) -> None:
-    """Everything that can be wrong with an experiment on this machine."""
+def check(experiment: Experiment) -> list[str]:
+    """Everything that can be wrong with an experiment on this machine; returns what is to be said of its data."""
     try:
         check_backbone(experiment.backbone, experiment.head)
     except BenchmarkError as error:
         raise UserError(str(error)) from None
-    read_stream(experiment)
+    return overview_lines(overview(read_stream(experiment)))
 
 
 def check_room(experiments: Sequence[Experiment]) -> None:

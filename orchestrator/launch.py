@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def launch_run(experiment: Experiment) -> dict[str, Any]:
     """Train one run with progress, record and report; returns result.json's content."""
-    check_run(experiment)
+    about_data = check_run(experiment)
     on_workers = experiment.scale.workers > 0
     check_room([experiment] if on_workers else [])
     folder = experiment.folder
@@ -32,6 +32,8 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
         say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
         return finished(folder)
     with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):
+        for line in about_data:
+            say(line)
         claim(experiment)
         with recorded(experiment, folder, experiment.identity()) as tracker:
             with ray_where_needed([experiment], on_workers), watching(lambda: [folder], keeping_up(folder, tracker)):

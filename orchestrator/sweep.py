@@ -34,12 +34,14 @@ AS_MANY = 2  # a search has more than one trial to run, however many it may be
 
 def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     """Run a sweep with progress, records and reports, or go on with one; returns sweep.json's content."""
-    length = check_sweep(experiment)
+    length, about_data = check_sweep(experiment)
     claim_sweep(experiment)
     if summary := completed(experiment):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
         return summary
     with held(experiment.folder, "a sweep"):
+        for line in about_data:
+            say(line)
         sweep = Sweep(experiment, length)
         with interruptible(sweep.standing):
             summary = sweep.run()
@@ -47,8 +49,8 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     return summary
 
 
-def check_sweep(experiment: Experiment) -> int:
-    """All that can be refused before a sweep starts; returns how many tasks a trial learns.
+def check_sweep(experiment: Experiment) -> tuple[int, list[str]]:
+    """All that can be refused before a sweep starts; returns how many tasks a trial learns, and what its data are.
 
     Every end of its space, and every run that confirms its choice, has to be an experiment that can start here.
     """
@@ -56,10 +58,10 @@ def check_sweep(experiment: Experiment) -> int:
     check_space(experiment, entries)
     number_of_trials(experiment, entries)
     check_room(AS_MANY * [experiment])
-    check(experiment)
+    about_data = check(experiment)
     for run in confirmations(experiment, {})[:1]:
         check(run)
-    return len(read_stream(trial_experiment(experiment, {}, "check")).tasks)
+    return len(read_stream(trial_experiment(experiment, {}, "check")).tasks), about_data
 
 
 class Sweep:

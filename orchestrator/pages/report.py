@@ -20,6 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from benchmarks.overview import overview_lines
 from orchestrator.pages.pictures import (
     Matrix,
     Record,
@@ -89,6 +90,7 @@ def run_view(result: Record) -> dict[str, Any]:
     return {
         "result": result,
         "settings": flattened(result["config"]),
+        "data": overview_lines(result["overview"]) if "overview" in result else [],
         "accuracy": accuracy_picture(names, accuracy),
         "progress": progress_picture(names, accuracy),
         "tree": placed_tree(names, (report.get("tree") or {}).get("nodes", [])),

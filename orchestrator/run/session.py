@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import input_format
+from benchmarks.overview import overview
 from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
 from orchestrator.run import checkpoint
@@ -146,6 +147,7 @@ class Session:
             "data": self.stream.fingerprint,
             "prepared_rows": self.stream.fresh,
             "skipped": self.stream.skipped,
+            "overview": overview(self.stream),
             "accuracy_matrix": position.test,
             "unmasked_matrix": position.unmasked,
             "validation_matrix": position.validation,

@@ -1,0 +1,50 @@
+"""A stream in numbers, and what became of the data on their way into it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.account import Account
+from benchmarks.dataset import SOURCES, Dataset, Records, StreamConfig
+from benchmarks.formats import ImageFormat
+from benchmarks.overview import overview, overview_lines
+from benchmarks.stream import build_stream
+
+
+def records(*counts: int) -> Records:
+    """So many black images of each class."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Records(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels)
+
+
+def planted(config: StreamConfig) -> Dataset:
+    """Three classes of 10, 20 and 40 train rows; two things were done with them."""
+    account = Account()
+    account.note("images of 16 bits scaled to 8", "a.png")
+    account.note("images of 16 bits scaled to 8", "b.png", 3)
+    account.note("files that are no images", "c.txt", 0)
+    return Dataset(records(10, 20, 40), records(2, 3, 4), ["a", "b", "c"], [], ["d.png: damaged"], account)
+
+
+def test_an_overview_counts_rows_and_keeps_what_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "planted", planted)
+    config = StreamConfig(name="p", source="planted", tasks=3, validation_share=0.2)
+    found = overview(build_stream(config, None, ImageFormat(8)))
+    assert found["rows"] == {"train": 56, "validation": 14, "test": 9}
+    assert found["rows_per_class"] == {"least": 8, "median": 16, "most": 32}
+    assert overview_lines(found) == [
+        "data: 3 classes in 3 tasks; rows: 56 train, 14 validation, 9 test; 8 to 32 (median 16) train rows a class; "
+        "1 left out",
+        "data: 4 images of 16 bits scaled to 8 (first: a.png)",
+    ]
+
+
+def test_accounts_are_added_up_and_read_back() -> None:
+    one, two = Account(), Account()
+    one.note("texts cut", "a:1", 2)
+    two.note("texts cut", "b:7")
+    two.note("labels joined", "b:8")
+    one.include(two)
+    assert one.lines() == ["3 texts cut (first: a:1)", "1 labels joined (first: b:8)"]
+    assert Account.from_list(one.as_list()) == one
