@@ -45,6 +45,7 @@ STEPS = "tests/orchestrator/test_learner.py"
 READOUTS = "tests/benchmarks/test_readouts.py"
 METRICS = "tests/benchmarks/test_metrics.py"
 STREAM = "tests/benchmarks/test_stream.py"
+SWEEP = "tests/orchestrator/test_sweep.py"
 FAULTS = [
     # TreeLoRA
     Fault(
@@ -287,6 +288,49 @@ FAULTS = [
         "own_train, own_validation, own_test, part.options",
         "own_train, own_test, own_test, part.options",
         f"{STREAM}::test_split_digits_holds_each_of_the_1797_images_once",
+    ),
+    # Searches
+    Fault(
+        "the smallest accuracy wins a search",
+        "orchestrator/search/objectives.py",
+        'sign = -1 if DIRECTIONS[objective] == "max" else 1',
+        'sign = 1 if DIRECTIONS[objective] == "max" else -1',
+        f"{SWEEP}::test_the_choice_is_made_on_validation_and_test_scores_cannot_be_seen",
+    ),
+    Fault(
+        "a search is told of test scores",
+        "orchestrator/search/objectives.py",
+        'matrix = result["validation_matrix"]',
+        'matrix = result["accuracy_matrix"]',
+        f"{SWEEP}::test_the_choice_is_made_on_validation_and_test_scores_cannot_be_seen",
+    ),
+    Fault(
+        "trials that are equal at a rung stay so",
+        "orchestrator/search/stopping.py",
+        "for task in compared if task in other",
+        "for task in compared[:1] if task in other",
+        "tests/orchestrator/test_stopping.py",
+    ),
+    Fault(
+        "the worst pass a rung",
+        "orchestrator/search/stopping.py",
+        "if value > mine[at])",
+        "if value < mine[at])",
+        "tests/orchestrator/test_stopping.py",
+    ),
+    Fault(
+        "a trial that was cut off is left out when a search goes on",
+        "orchestrator/search/search.py",
+        'if not trial.over or trial.status == "failed":',
+        'if trial.status == "failed":',
+        f"{SWEEP}::test_a_search_that_is_killed_and_moved_ends_as_one_that_was_not",
+    ),
+    Fault(
+        "changed data are taken for those of the run",
+        "orchestrator/run/data.py",
+        'changed = begun is not None and begun["sha256"] != found["sha256"]',
+        "changed = False",
+        "tests/orchestrator/test_data.py",
     ),
 ]
 
