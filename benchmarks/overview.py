@@ -41,7 +41,9 @@ def overview_lines(values: dict[str, Any]) -> list[str]:
     rows = ", ".join(f"{count} {split}" for split, count in values["rows"].items())
     spread = values["rows_per_class"]
     classes = f"{values['classes']} classes in " if values["classes"] else ""
-    each = f"{spread['least']} to {spread['most']} (median {spread['median']:g})"
+    each = f"{spread['least']}"
+    if spread["least"] < spread["most"]:
+        each += f" to {spread['most']} (median {spread['median']:g})"
     left = f"; {values['left_out']} left out" if values["left_out"] else ""
     first = f"data: {classes}{values['tasks']} tasks; rows: {rows}; {each} train rows a class{left}"
     return [first, *(f"data: {line}" for line in Account.from_list(values["notes"]).lines())]
