@@ -155,14 +155,14 @@ def test_a_search_that_is_killed_and_moved_ends_as_one_that_was_not(
 ) -> None:
     """Real runs, killed in the middle of a trial, between two lines of the ledger, and moved to another place."""
     space = ["sweep.space.method.rank={int: [2, 5]}", "sweep.space.method.sparsity={uniform: [0, 0.5]}"]
-    settings = [*HERE[:1], "name=swept", "sweep.trials=4", "sweep.searcher=optuna", "sweep.confirm=1", *space]
-    settings += ["train.epochs=1", "benchmark.tasks=2"]
+    settings = [*HERE[:1], "name=swept", "sweep.trials=3", "sweep.searcher=optuna", "sweep.confirm=1", *space]
+    settings += ["train.epochs=1", "benchmark.tasks=2", "benchmark.train_per_class=8"]
     whole = launch_sweep(small_experiment(tmp_path / "whole", *settings))
     step, seen = Learner.step, [0]
 
     def killing(self: Learner, rows: Any, number: int) -> float:
         seen[0] += 1
-        if seen[0] in (14, 40):
+        if seen[0] in (5, 15):
             raise Killed
         return step(self, rows, number)
 
@@ -185,7 +185,7 @@ def test_a_search_that_is_killed_and_moved_ends_as_one_that_was_not(
 
     assert essence(ended) == essence(whole)
     assert ended["confirmed"] == whole["confirmed"] and ended["confirmed"]["seeds"] == [1]
-    assert sum(line["event"] == "proposed" for line in map(json.loads, ledger_lines(moved))) == 4
+    assert sum(line["event"] == "proposed" for line in map(json.loads, ledger_lines(moved))) == 3
     for file in (moved / "runs").rglob("*.json*"):
         assert str(tmp_path) not in file.read_text(), f"{file} holds a path of its own place"
 
