@@ -13,12 +13,13 @@ from benchmarks.stream import Task, TaskStream
 
 
 def overview(stream: TaskStream) -> dict[str, Any]:
-    """Plain values: tasks, classes, rows by split, train rows a class (least, median, most), and the account.
+    """Plain values: name, tasks, classes, rows by split, train rows a class (least, median, most), and the account.
 
     A class of a domain is counted in each domain; free answers count as one class a task.
     """
     counts = [count for task in stream.tasks for count in class_counts(task)]
     return {
+        "stream": stream.name,
         "tasks": len(stream.tasks),
         "classes": stream.classes,
         "rows": {split: sum(len(getattr(task, split)) for task in stream.tasks) for split in SPLITS},
@@ -45,5 +46,5 @@ def overview_lines(values: dict[str, Any]) -> list[str]:
     if spread["least"] < spread["most"]:
         each += f" to {spread['most']} (median {spread['median']:g})"
     left = f"; {values['left_out']} left out" if values["left_out"] else ""
-    first = f"data: {classes}{values['tasks']} tasks; rows: {rows}; {each} train rows a class{left}"
-    return [first, *(f"data: {line}" for line in Account.from_list(values["notes"]).lines())]
+    first = f"{classes}{values['tasks']} tasks; rows: {rows}; {each} train rows a class{left}"
+    return [f"data of {values['stream']}: {line}" for line in (first, *Account.from_list(values["notes"]).lines())]

@@ -34,9 +34,9 @@ def test_an_overview_counts_rows_and_keeps_what_was_noted(monkeypatch: pytest.Mo
     assert found["rows"] == {"train": 56, "validation": 14, "test": 9}
     assert found["rows_per_class"] == {"least": 8, "median": 16, "most": 32}
     assert overview_lines(found) == [
-        "data: 3 classes in 3 tasks; rows: 56 train, 14 validation, 9 test; 8 to 32 (median 16) train rows a class; "
-        "1 left out",
-        "data: 4 images of 16 bits scaled to 8 (first: a.png)",
+        "data of p: 3 classes in 3 tasks; rows: 56 train, 14 validation, 9 test; "
+        "8 to 32 (median 16) train rows a class; 1 left out",
+        "data of p: 4 images of 16 bits scaled to 8 (first: a.png)",
     ]
 
 

@@ -35,6 +35,7 @@ def make_result(**changes: Any) -> dict[str, Any]:
         "order_seed": None,
         "config": {"method": {"rank": 4, "search": {"confidence": 0.83}}, "note": None},
         "overview": {
+            "stream": "demo",
             "tasks": 3,
             "classes": 3,
             "rows": {"train": 50, "validation": 5, "test": 9},
@@ -256,8 +257,11 @@ def test_write_replaces_the_page_and_leaves_nothing_beside_it(tmp_path: Path) ->
 
 def test_what_became_of_the_data_stands_on_the_page_and_old_results_do_without() -> None:
     page = report.run_report(make_result())
-    assert "data: 3 classes in 3 tasks; rows: 50 train, 5 validation, 9 test; 11 to 22 (median 17) train rows" in page
-    assert "data: 7 images &lt;of 16 bits&gt; scaled to 8 (first: cats/1.png)" in page
+    assert (
+        "data of demo: 3 classes in 3 tasks; rows: 50 train, 5 validation, 9 test; 11 to 22 (median 17) train rows"
+        in page
+    )
+    assert "data of demo: 7 images &lt;of 16 bits&gt; scaled to 8 (first: cats/1.png)" in page
     old = make_result()
     del old["overview"]
     assert "<h2>Data</h2>" not in report.run_report(old)
