@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from orchestrator.settings.compose import explain, parse
 from orchestrator.settings.errors import UserError
-from orchestrator.study import OTHER, Study, read_study
+from orchestrator.study import OTHER, PLACES, Study, read_study
 
 ROWS = {"methods": "method", "heads": "head", "backbones": "backbone"}
 LISTS = (*ROWS, "benchmarks", "seeds")
@@ -25,7 +25,10 @@ LONGEST_FILE = 60  # characters of a name that is made of rows
 def find_study(named: str, settings: list[str]) -> tuple[Path, Study, list[str]]:
     """The study in the file ``named``, or that of a command line; its file, and the settings that are not in it."""
     if "=" in named and not Path(named).exists():
-        return (*study_of([named, *settings]), [])
+        words = [named, *settings]
+        # Where it is stored is no part of a study: its folder may be moved before it goes on.
+        places = [word for word in words if word.startswith(PLACES)]
+        return (*study_of([word for word in words if word not in places]), places)
     return Path(named), read_study(Path(named)), settings
 
 

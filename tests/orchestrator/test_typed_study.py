@@ -25,8 +25,10 @@ def test_every_combination_is_a_row_in_a_group_for_each_benchmark() -> None:
 
 
 def test_settings_are_all_rows_and_a_single_value_needs_no_brackets() -> None:
-    file, study, further = find_study("methods=lora", ["benchmark=split_digits", "method.rank=3"])
-    assert (str(file), further) == ("compare-lora-split_digits.yaml", [])
+    place = "storage=elsewhere"
+    file, study, further = find_study("methods=lora", [place, "benchmark=split_digits", "method.rank=3"])
+    assert (str(file), further) == ("compare-lora-split_digits.yaml", [place]), "it may be moved, and is the same study"
+    assert study.settings == ["benchmark=split_digits", "method.rank=3"]
     run = experiments(file, study, further)[""]["lora"][0]
     assert (run.method.rank, run.benchmark.name, run.seed) == (3, "split_digits", 0)
 
