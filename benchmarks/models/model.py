@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -26,6 +26,15 @@ class Model(nn.Module, ABC):
         self.backbone = backbone.requires_grad_(False)
         self.targets = targets
         self.block_names = block_names(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, which draws dropout, but moves nothing of the frozen backbone."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            # In training mode batch norm moves its running statistics, with a rate of its own and without a gradient.
+            if next(module.buffers(recurse=False), None) is not None:
+                module.training = False
+        return self
 
     @abstractmethod
     def forward(self, batch: Batch, task: Task) -> Tensor:

@@ -15,6 +15,7 @@ from benchmarks.models.backbones import build_model
 from benchmarks.stream import Task, TaskStream
 from methods import method_class
 from methods.base import Chooser
+from methods.levels import locals_of
 from orchestrator.run.sharding import (
     Place,
     adapters_and_head,
@@ -104,6 +105,7 @@ class Learner:
         self.method.begin_task(task.index, steps, self.epochs(task))
 
     def end_task(self) -> None:
+        self.check_values()
         with self.timed("method"):
             try:
                 self.method.end_task()
@@ -114,6 +116,21 @@ class Learner:
         if self.model.closed_form:
             with self.method.inference():
                 self.fit_head(self.task.train)
+
+    def check_values(self) -> None:
+        """UserError on every worker where training has left a value that is not finite, or too large to be squared.
+
+        A loss may stay finite meanwhile, as the norms of a backbone hide how large its adapters are.
+        """
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        squares = torch.stack([local.float().square().sum() for local in locals_of(trained.values())])
+        finite = torch.isfinite(self.place.total(squares)).tolist()
+        if not all(finite):
+            name = next(name for name, good in zip(trained, finite, strict=True) if not good)
+            raise UserError(
+                f"task {self.task.index}: {name} is not finite, or beyond what float32 can square; "
+                "lower train.learning_rate"
+            )
 
     def step(self, rows: Tensor, number: int) -> float:
         """One optimiser step on the global batch ``rows``; returns the mean loss over it."""
@@ -212,7 +229,11 @@ class Learner:
             yield rows.clamp(max=count - 1), rows < count
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values that bring another learner to this point; whole on the first worker."""
+        """Tensors and plain values that bring another learner to this point; whole on the first worker.
+
+        UserError where they are of no use, before anything of them is written.
+        """
+        self.check_values()
         tensors = {f"model.{k}": v for k, v in adapters_and_head(self.model).items()}
         tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
         tensors |= {f"statistics.{k}": v for k, v in self.model.statistics().items()}

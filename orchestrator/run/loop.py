@@ -71,7 +71,8 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
 def batches(task: Task, learner: Learner) -> Iterator[Tensor]:
     """Rows of the global batches of all epochs; the order depends on (seed, task, epoch), not on workers."""
     for epoch in range(learner.epochs(task)):
-        seed = (learner.seed * 1_000_003 + task.index) * 1_000_003 + epoch
+        # Of 64 bits, as many as a generator takes.
+        seed = ((learner.seed * 1_000_003 + task.index) * 1_000_003 + epoch) % 2**64
         order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
         yield from order.split(learner.settings.batch_size)
 

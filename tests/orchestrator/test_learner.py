@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.models.classifier import Classifier
+from orchestrator.launch import train
 from orchestrator.run.learner import Learner, half_precision
 from orchestrator.run.loop import batches, steps_of
 from orchestrator.run.session import read_stream
 from orchestrator.run.sharding import Place
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 from tests.support.experiments import small_experiment
 from tests.support.pair import WORLD, Pair
 
@@ -234,3 +236,58 @@ def test_two_workers_end_like_one(two: Path, sharding: str) -> None:
         assert torch.allclose(first[name], value, rtol=1e-5, atol=1e-5), name
     other = load_file(two / f"{sharding}-1.safetensors")
     assert other and all(torch.equal(value, first[name]) for name, value in other.items())
+
+
+# --- what may not move, and what may not grow without end ---
+
+
+def frozen(learner: Learner) -> Weights:
+    """Everything of the backbone that is neither trained nor part of an adapter, running statistics among it."""
+    named = [*learner.model.backbone.named_parameters(), *learner.model.backbone.named_buffers()]
+    return {name: tensor.clone() for name, tensor in named if not tensor.requires_grad}
+
+
+def test_nothing_of_a_frozen_backbone_moves(small: Callable[..., Experiment]) -> None:
+    """Batch norm would move its running statistics; bits, as nothing is computed with them."""
+    settings = [*TWO, "backbone.name=mobilevit_xxs", "backbone.pretrained=false"]
+    learner = make_learner(small(*settings, "train.learning_rate=1e-2"))
+    before, trained = frozen(learner), weights(learner)
+    assert any("running_mean" in name for name in before)
+    learn(learner, steps=2, rows=2)
+    assert same(before, frozen(learner)) and not same(trained, weights(learner))
+
+
+def test_dropout_is_drawn_in_training_and_not_in_evaluation(make: Make) -> None:
+    model = make().model
+    model.backbone.add_module("dropped", torch.nn.Dropout(0.5))
+    assert model.train().backbone.dropped.training and not model.eval().backbone.dropped.training
+
+
+@pytest.mark.parametrize("sign", [1.0, float("nan")])
+def test_values_that_explode_end_the_run_before_they_are_kept(make: Make, sign: float) -> None:
+    learner = make()
+    learn(learner, steps=1)
+    name, parameter = learner.model.adapters()[-1]
+    with torch.no_grad():
+        parameter.view(-1)[0] = sign * 1e25
+    for kept in (learner.end_task, learner.state):
+        with pytest.raises(UserError, match=rf"^task 0: {name} is not finite, or beyond .*; lower train.learning_rate"):
+            kept()
+
+
+def test_a_run_whose_adapters_explode_has_no_result(small: Callable[..., Experiment]) -> None:
+    """Layer norm hides from the loss how large they are."""
+    wild = ["train.optimizer=sgd", "train.learning_rate=1e30", "train.clip_norm=null", "train.epochs=1"]
+    experiment = small(*TWO, *wild, "name=wild")
+    with pytest.raises(UserError, match=r"lower train\.learning_rate"):
+        train(experiment)
+    assert not (experiment.folder / "result.json").exists()
+
+
+def test_batches_are_drawn_for_any_seed(make: Make) -> None:
+    found = {}
+    for seed in (0, 20240501, 2**31 - 1):
+        learner = make(f"seed={seed}", "train.epochs=1")
+        found[seed] = torch.cat(list(batches(learner.stream.tasks[1], learner))).tolist()
+    assert len({tuple(rows) for rows in found.values()}) == 3
+    assert {tuple(sorted(rows)) for rows in found.values()} == {tuple(range(len(found[0])))}
