@@ -12,7 +12,7 @@ from orchestrator.pages.console import say
 from orchestrator.pages.study_html import html_page
 from orchestrator.pages.study_page import Rows as Results
 from orchestrator.pages.study_page import page
-from orchestrator.records.keep import recorded
+from orchestrator.records.keep import is_closed, recorded
 from orchestrator.records.trials import Recorded
 from orchestrator.run.checkpoint import read_json, write_json
 from orchestrator.run.folder import is_finished
@@ -41,8 +41,8 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     check_page(output)
     comparison = Comparison(plan, study, output, repeat)
     check_room([work.experiment for work in comparison.waiting])
-    if comparison.waiting:
-        folder = comparison.waiting[0].experiment.storage / f"{file.stem}.study"
+    folder = comparison.runs[0].storage / f"{file.stem}.study"
+    if comparison.waiting or not is_closed(comparison.runs[0], folder):
         with held(folder, "a study"):
             for line in about_data:
                 say(line)
@@ -66,7 +66,7 @@ def execute(comparison: Comparison, folder: Path) -> None:
     with (
         interruptible(comparison.standing),
         executor(waiting, running) as run,
-        recorded(waiting[0], folder, about) as tracker,
+        recorded(comparison.runs[0], folder, about) as tracker,
     ):
         # Those that need other resources than the ones before follow behind them.
         for _, alike in groupby(list(comparison.waiting), key=lambda work: work.experiment.scale):
@@ -88,9 +88,13 @@ class Comparison(Rows):
 
     def __init__(self, plan: Plan, study: Study, output: Path, repeat: str) -> None:
         self.plan, self.study, self.output, self.repeat = plan, study, output, repeat
-        runs = [(full_name(g, label), run) for g, rows in plan.items() for label, own in rows.items() for run in own]
-        self.total = len(runs)
-        works = [Work(f"{row}, seed {run.seed}", run) for row, run in runs if not is_finished(run)]
+        named = [(full_name(g, label), run) for g, rows in plan.items() for label, own in rows.items() for run in own]
+        self.runs, self.total = [run for _, run in named], len(named)
+        works = [
+            Work(f"{row}, seed {run.seed}", run)
+            for row, run in named
+            if not (is_finished(run) and is_closed(run, run.folder))
+        ]
         super().__init__(works)
         self.begun = self.total - len(works)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.execute import check_room, check_run, in_background, interruptible, ray_where_needed
 from orchestrator.pages.console import say, where_stopped
 from orchestrator.pages.progress import watching
-from orchestrator.records.keep import close_run, recorded
+from orchestrator.records.keep import close_run, is_closed, recorded
 from orchestrator.run.folder import claim, finished, is_finished
 from orchestrator.run.lock import held
 from orchestrator.run.session import run_here
@@ -28,7 +28,7 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     on_workers = experiment.scale.workers > 0
     check_room([experiment] if on_workers else [])
     folder = experiment.folder
-    if is_finished(experiment):
+    if is_finished(experiment) and is_closed(experiment, folder):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
         return finished(folder)
     with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):

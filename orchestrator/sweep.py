@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.execute import Execute, check, check_room, executor, interruptible
 from orchestrator.pages.console import say
-from orchestrator.records.keep import close_sweep, recorded
+from orchestrator.records.keep import close_sweep, is_closed, recorded
 from orchestrator.records.trials import Recorded
 from orchestrator.register import register_winner
 from orchestrator.run.checkpoint import write_json
@@ -36,7 +36,7 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
     """Run a sweep with progress, records and reports, or go on with one; returns sweep.json's content."""
     length, about_data = check_sweep(experiment)
     claim_sweep(experiment)
-    if summary := completed(experiment):
+    if (summary := completed(experiment)) and is_closed(experiment, experiment.folder):
         say(f"{experiment.name} is finished; its result is shown. name=… starts another sweep")
         return summary
     with held(experiment.folder, "a sweep"):

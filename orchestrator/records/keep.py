@@ -34,6 +34,15 @@ def recorded(experiment: Experiment, folder: Path, settings: dict[str, Any]) -> 
         raise
 
 
+def is_closed(experiment: Experiment, folder: Path) -> bool:
+    """Whether the record of ``folder`` says that it is finished, or there is none to say so.
+
+    A driver may be killed between a result and the end of its record.
+    """
+    note = read_json(folder / "mlflow.json") if experiment.tracking.enabled else None
+    return note is None or note["status"] == "FINISHED"
+
+
 def close_run(folder: Path, tracker: Tracker | None, status: str = "FINISHED") -> None:
     """Write the report of a run that has a result, and end its record."""
     if result := read_json(folder / "result.json"):

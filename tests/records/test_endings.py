@@ -15,6 +15,7 @@ from orchestrator.compare import run_study
 from orchestrator.launch import launch_run
 from orchestrator.records.address import database_uri
 from orchestrator.records.sync import sync_record
+from orchestrator.records.tracking import Tracker
 from orchestrator.run.learner import Learner
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -107,6 +108,40 @@ def test_a_study_is_a_record_with_its_runs_below_it(
         assert sorted(runs["final_average_accuracy"]) == pytest.approx(scores)
         assert "report.html" in artifacts(address, parent)
         assert sync_record("ranks.study", again).records == 5
+
+
+def test_a_run_that_was_killed_before_the_end_of_its_record_closes_it(
+    make: Make,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = make("name=run", "method=lora")
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "end", lambda self, folder, status="FINISHED": None)
+        launch_run(experiment)
+    assert {run.info.status for run in records(uri(experiment))} == {"RUNNING"}
+    launch_run(experiment)
+    assert records(uri(experiment))[0].info.status == "FINISHED"
+
+
+def test_a_study_that_was_killed_before_the_end_of_its_records_closes_them(
+    make: Make,  # noqa: F811
+    study: tuple[Study, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All results are there; the driver was killed when the last record, and that of the study, were to be ended."""
+    storage = make("name=unused").storage
+    one = Study(title="Rank", rows={"one": study[0].rows["one"]}, settings=study[0].settings)
+    given: Any = (Path("rank.yaml"), one, tmp_path / "page.md", [f"storage={storage}"], "")
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "end", lambda self, folder, status="FINISHED": None)
+        run_study(*given)
+    uri = database_uri(storage / "mlflow.db")
+    assert {run.info.status for run in records(uri)} == {"RUNNING"}
+    before = (storage / "rank-one-seed0" / "result.json").read_bytes()
+    run_study(*given)
+    assert [run.info.status for run in records(uri)] == ["FINISHED"] * 2
+    assert (storage / "rank-one-seed0" / "result.json").read_bytes() == before
 
 
 def test_a_study_whose_server_does_not_answer_runs_nothing(study: tuple[Study, list[str]], tmp_path: Path) -> None:
