@@ -18,7 +18,7 @@ from benchmarks import images, texts  # noqa: F401  register their sources
 from benchmarks.account import Account
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
 from benchmarks.fingerprint import fingerprint_of
-from benchmarks.formats import Format
+from benchmarks.formats import Format, TextFormat
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
 from benchmarks.texts.scores import check_score
@@ -110,6 +110,10 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
     for index, (part, labels) in enumerate(zip(parts, ranges, strict=False)):
         (own_train, own_validation), (own_test,) = train.examples[index], test.examples[index]
         tasks.append(Task(index, part.name, labels, own_train, own_validation, own_test, part.options, judged[index]))
+    single = [task.name for task in tasks if len(task.classes) == 1]
+    if single and not (isinstance(form, TextFormat) and form.answers):
+        # Its classes alone compete in a task's loss, which is 0 for a single one.
+        account.note("tasks of one class: only a closed-form head learns from them", single[0], len(single))
     return TaskStream(
         name=config.name,
         scenario=config.scenario,

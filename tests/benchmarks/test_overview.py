@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,6 +20,10 @@ def records(*counts: int) -> Records:
     return Records(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels)
 
 
+def overview_of(tasks: int) -> dict[str, Any]:
+    return overview(build_stream(StreamConfig(name="p", source="planted", tasks=tasks), None, ImageFormat(8)))
+
+
 def planted(config: StreamConfig) -> Dataset:
     """Three classes of 10, 20 and 40 train rows; two things were done with them."""
     account = Account()
@@ -29,15 +35,21 @@ def planted(config: StreamConfig) -> Dataset:
 
 def test_an_overview_counts_rows_and_keeps_what_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "planted", planted)
-    config = StreamConfig(name="p", source="planted", tasks=3, validation_share=0.2)
-    found = overview(build_stream(config, None, ImageFormat(8)))
-    assert found["rows"] == {"train": 56, "validation": 14, "test": 9}
-    assert found["rows_per_class"] == {"least": 8, "median": 16, "most": 32}
+    found = overview_of(tasks=1)
+    assert found["rows"] == {"train": 63, "validation": 7, "test": 9}
+    assert found["rows_per_class"] == {"least": 9, "median": 18, "most": 36}
     assert overview_lines(found) == [
-        "data of p: 3 classes in 3 tasks; rows: 56 train, 14 validation, 9 test; "
-        "8 to 32 (median 16) train rows a class; 1 left out",
+        "data of p: 3 classes in 1 tasks; rows: 63 train, 7 validation, 9 test; "
+        "9 to 36 (median 18) train rows a class; 1 left out",
         "data of p: 4 images of 16 bits scaled to 8 (first: a.png)",
     ]
+
+
+def test_tasks_of_one_class_are_named_as_nothing_is_learned_there_by_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "planted", planted)
+    assert overview_of(tasks=3)["notes"][-1] == {
+        "what": "tasks of one class: only a closed-form head learns from them", "count": 3, "first": "a"
+    }  # fmt: skip
 
 
 def test_accounts_are_added_up_and_read_back() -> None:
