@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.account import Account
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError
 from benchmarks.fingerprint import row_digests
 from benchmarks.formats import Prepared
+from benchmarks.images.pixels import upright
 
-ARRAY, BAD, DIGESTS = "images.npy", "bad.json", "digests.npy"
+Decoded = tuple[numpy.ndarray | None, str]
+ARRAY, BAD, NOTES, DIGESTS = "images.npy", "bad.json", "notes.json", "digests.npy"
+RULES = 2  # counts up where the same file gives other pixels than before
 FILES_PER_WORKER = 256  # with fewer, starting a worker takes longer than decoding
 BATCH = 32
 
@@ -35,7 +39,9 @@ def prepare_images(items: Sequence[Path], size: int, skip_bad: bool) -> Prepared
     asked = [os.path.abspath(item) for item in items]
     files = sorted(set(asked))
     folder, made = cached(
-        "images", {"files": [signature(f) for f in files], "size": size}, lambda new: make(new, files, size, skip_bad)
+        "images",
+        {"files": [signature(f) for f in files], "size": size, "rules": RULES},
+        lambda new: make(new, files, size, skip_bad),
     )
     bad: dict[str, str] = json.loads((folder / BAD).read_text())
     refuse(bad, len(files), skip_bad)
@@ -48,7 +54,8 @@ def prepare_images(items: Sequence[Path], size: int, skip_bad: bool) -> Prepared
         inputs, digests = inputs[order], digests[order]
     kept = torch.tensor([file not in bad for file in asked], dtype=torch.bool)
     named = [f"{file}: {reason}" for file, reason in bad.items()]
-    return Prepared(inputs, kept, digests=digests, fresh=len(good) if made else 0, bad=named)
+    account = Account.from_list(json.loads((folder / NOTES).read_text()))
+    return Prepared(inputs, kept, digests=digests, fresh=len(good) if made else 0, bad=named, account=account)
 
 
 def digests_of(inputs: Tensor, name: str) -> Tensor:
@@ -84,26 +91,28 @@ def make(folder: Path, files: list[str], size: int, skip_bad: bool) -> None:
 
     Plain writes raise an error on a full disk; writes to a memory map end the process with SIGBUS.
     """
-    bad = {}
+    bad, account = {}, Account()
     with (folder / ARRAY).open("wb") as array:
         write_header(array, len(files), size)
-        for file, decoded in zip(files, decode_all(files, size), strict=True):
-            if isinstance(decoded, str):
-                bad[file] = decoded
+        for file, (decoded, words) in zip(files, decode_all(files, size), strict=True):
+            if decoded is None:
+                bad[file] = words
             else:
                 array.write(decoded.tobytes())
+                account.note(words, file, bool(words))
         array.seek(0)
         write_header(array, len(files) - len(bad), size)  # as long as the first: numpy leaves room to grow
     refuse(bad, len(files), skip_bad)
     (folder / BAD).write_text(json.dumps(bad))
+    (folder / NOTES).write_text(json.dumps(account.as_list()))
 
 
 def write_header(array: BinaryIO, count: int, size: int) -> None:
     npy.write_array_header_1_0(array, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)})
 
 
-def decode_all(files: list[str], size: int) -> Iterator[numpy.ndarray | str]:
-    """Each file decoded, or the reason why not, in order."""
+def decode_all(files: list[str], size: int) -> Iterator[Decoded]:
+    """Each file decoded, in order."""
     loader = DataLoader(
         Decoder(files, size),
         batch_size=BATCH,
@@ -122,8 +131,8 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Decoder(Dataset[numpy.ndarray | str]):
-    """File number to image uint8 [3, size, size], or the reason why there is none."""
+class Decoder(Dataset[Decoded]):
+    """File number to image uint8 [3, size, size] and what was done to it, or to None and the reason why."""
 
     def __init__(self, files: list[str], size: int) -> None:
         self.files, self.size = files, size
@@ -131,16 +140,16 @@ class Decoder(Dataset[numpy.ndarray | str]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> numpy.ndarray | str:
+    def __getitem__(self, index: int) -> Decoded:
         try:
             return decode(self.files[index], self.size)
         except Exception as error:  # what Pillow raises for a damaged file depends on its format
-            return " ".join(str(error).split()) or type(error).__name__
+            return None, " ".join(str(error).split()) or type(error).__name__
 
 
-def decode(file: str, size: int) -> numpy.ndarray:
-    """uint8 [3, size, size], the right way up."""
+def decode(file: str, size: int) -> tuple[numpy.ndarray, str]:
+    """uint8 [3, size, size], the right way up, and what was done to it, as ``pixels.upright`` says."""
     with Image.open(file) as image:
-        whole = ImageOps.exif_transpose(image).convert("RGB")
+        whole, done = upright(image)
     square = ImageOps.fit(whole, (size, size), Image.Resampling.BICUBIC)
-    return numpy.ascontiguousarray(numpy.asarray(square).transpose(2, 0, 1))
+    return numpy.ascontiguousarray(numpy.asarray(square).transpose(2, 0, 1)), done

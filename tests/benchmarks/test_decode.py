@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -82,7 +84,75 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     assert all(torch.equal(channel, torch.from_numpy(pixels[..., 0])) for channel in first)
     colours = numpy.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]], numpy.uint8)
     assert torch.equal(second, channels_first(colours[pixels[..., 1] % 4]))
-    assert torch.equal(third, channels_first(pixels))
+    # Over white, by the alpha in the fourth channel.
+    alpha = pixels[..., :1].astype(float) / 255
+    assert third.float().numpy() == pytest.approx((pixels * alpha + 255 * (1 - alpha)).transpose(2, 0, 1), abs=1)
+
+
+STRIPES = numpy.arange(0, 256, 4, dtype=numpy.uint8).reshape(8, 8)
+
+
+def stored(image: Image.Image, file: Path, **options: Any) -> Path:
+    image.save(file, **options)
+    return file
+
+
+def sixteen_bits(folder: Path, ending: str) -> Path:
+    return stored(Image.fromarray(STRIPES.astype(numpy.uint16) * 257), folder / f"a{ending}")
+
+
+FORMATS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "16 bits, png": (lambda folder: sixteen_bits(folder, ".png"), "images of 16 bits scaled to 8"),
+    "16 bits, tiff": (lambda folder: sixteen_bits(folder, ".tif"), "images of 16 bits scaled to 8"),
+    "32 bits, tiff": (
+        lambda folder: stored(Image.fromarray(STRIPES.astype(numpy.int32) * 257), folder / "a.tif"),
+        "images of 16 bits scaled to 8",
+    ),
+    "floats": (
+        lambda folder: stored(Image.fromarray(STRIPES.astype(numpy.float32) / 255), folder / "a.tif"),
+        "images of floats from 0 to 1 scaled to 8 bits",
+    ),
+    "two pages": (
+        lambda folder: stored(
+            Image.fromarray(STRIPES), folder / "a.tif", save_all=True, append_images=[Image.fromarray(255 - STRIPES)]
+        ),
+        "images of several frames or pages, of which the first is used",
+    ),
+    "CMYK": (
+        lambda folder: stored(Image.fromarray(STRIPES).convert("RGB").convert("CMYK"), folder / "a.tif"),
+        "images in CMYK converted to RGB",
+    ),
+    "opaque alpha": (lambda folder: stored(Image.fromarray(STRIPES).convert("LA"), folder / "a.png"), ""),
+    "8 bits": (lambda folder: stored(Image.fromarray(STRIPES), folder / "a.png"), ""),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_picture_has_the_same_pixels_in_every_format_and_what_was_done_is_told(tmp_path: Path, name: str) -> None:
+    """Told from the cache as well."""
+    make, done = FORMATS[name]
+    file = make(tmp_path)
+    for fresh in (1, 0):
+        prepared = prepare_images([file], 8, skip_bad=False)
+        assert prepared.fresh == fresh
+        assert prepared.inputs[0].float().numpy() == pytest.approx(numpy.stack([STRIPES] * 3).astype(float), abs=1)
+        assert prepared.account.lines() == ([f"1 {done} (first: {file})"] if done else [])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (numpy.full((4, 4), 70000, numpy.int32), "its values from 70000 to 70000 have no known range; convert it to"),
+        (numpy.full((4, 4), -1, numpy.int32), "its values from -1 to -1 have no known range"),
+        (numpy.full((4, 4), 254.5, numpy.float32), "its values from 254.5 to 254.5 have no known range; scale them"),
+        (numpy.full((4, 4), numpy.nan, numpy.float32), "its values from nan to nan have no known range"),
+    ],
+)
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path, pixels: numpy.ndarray, reason: str) -> None:
+    file = stored(Image.fromarray(pixels), tmp_path / "a.tif")
+    with pytest.raises(BenchmarkError) as refused:
+        prepare_images([file], 4, skip_bad=False)
+    assert f"{file}: not a readable image ({reason}" in str(refused.value)
 
 
 def test_a_photograph_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
@@ -108,7 +178,7 @@ def test_a_second_call_decodes_and_writes_nothing(tmp_path: Path, cache: Path) -
     before = contents(cache)
     second = prepare_images(files, 8, False)
     assert (first.fresh, second.fresh) == (5, 0)
-    assert contents(cache) == before and len(before) == 3
+    assert contents(cache) == before and len(before) == 4
     assert torch.equal(first.inputs, second.inputs)
 
 

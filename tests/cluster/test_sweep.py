@@ -58,7 +58,7 @@ def test_a_sweep_leaves_its_trials_their_record_and_a_report(swept: tuple[Experi
 def test_the_trials_of_a_sweep_find_their_images_prepared(swept: tuple[Experiment, dict[str, Any]]) -> None:
     made = [file for file in Path(os.environ["EVERGREEN_CACHE"]).rglob("*") if file.is_file()]
     made = [file for file in made if file.suffix != ".lock"]
-    assert len(made) == 6, "images, digests and bad files of two splits"
+    assert len(made) == 8, "images, digests, bad files and notes of two splits"
     last = max(file.stat().st_mtime_ns for file in made)
     for trial in swept[1]["trials"]:
         folder = swept[0].folder / trial["folder"]
