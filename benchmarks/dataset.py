@@ -86,13 +86,15 @@ class Records:
 
     ``items`` are image files, texts, or (``Tensor`` uint8 [n, 3, height, width]) images that are ready. ``labels``
     [n] index the class names (``FREE`` where the answer is free), ``groups`` [n] the data's own tasks, where it has
-    any. ``answers`` are the free answers.
+    any. ``answers`` are the free answers. ``held_out`` [n] bool, of the train split: the rows that the publisher has
+    set aside for validation; None leaves that to ``benchmark.validation_share``.
     """
 
     items: Sequence[Path] | Sequence[str] | Tensor
     labels: Tensor
     groups: Tensor | None = None
     answers: Sequence[str] = ()
+    held_out: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,7 +7,7 @@ only range where the scenario is domain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,8 @@ from benchmarks.formats import Format, TextFormat
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
 from benchmarks.texts.scores import check_score
+
+OTHER = FREE - 1  # the label of rows that are left to another split
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
     parts = whole[: count_of(whole, config)]
     ranges = label_ranges(whole, config)
     judged = [score_of(part, config) for part in parts]
-    learned = [split_off(class_rows(data.train, part, "train", config), config) for part in parts]
+    learned = [learned_rows(data.train, part, config) for part in parts]
     tested = [[torch.cat(class_rows(data.test, part, "test", config))] for part in parts]
     train = ready(data.train, learned, parts, config, form)
     test = ready(data.test, tested, parts, config, form)
@@ -162,12 +164,24 @@ def label_ranges(parts: list[Part], config: StreamConfig) -> list[range]:
     return [range(stop - len(part.classes), stop) for part, stop in zip(parts, stops, strict=True)]
 
 
+def learned_rows(records: Records, part: Part, config: StreamConfig) -> list[Tensor]:
+    """Train and validation rows of ``part``: as published, else the validation split comes out of the train split."""
+    if records.held_out is None:
+        return split_off(class_rows(records, part, "train", config), config)
+    # Labels that no part has: to each split the rows of the other are not there.
+    kept, held_out = (
+        replace(records, labels=records.labels.where(mask, OTHER)) for mask in (~records.held_out, records.held_out)
+    )
+    classes = class_rows(kept, part, "train", config), class_rows(held_out, part, "validation", config)
+    return [torch.cat(rows) for rows in classes]
+
+
 def class_rows(records: Records, part: Part, split: str, config: StreamConfig) -> list[Tensor]:
     """Rows of each class of ``part``, in an order fixed by their number, as many as the settings allow.
 
-    Free answers count as one class. A domain may lack some classes.
+    Free answers count as one class. A domain may lack some classes, and so may a published validation split.
     """
-    limit = config.train_per_class if split == "train" else config.test_per_class
+    limit = config.test_per_class if split == "test" else config.train_per_class
     found = []
     for label, name in zip(part.classes or [FREE], part.options or [part.name], strict=True):
         wanted = records.labels == label
@@ -183,7 +197,7 @@ def drawn(rows: Tensor, limit: int | None) -> Tensor:
 
 
 def check_count(count: int, name: str, part: Part, split: str, config: StreamConfig) -> None:
-    if config.scenario != "domain" and count < (2 if split == "train" else 1):
+    if config.scenario != "domain" and split != "validation" and count < (2 if split == "train" else 1):
         place = f"benchmark.path={config.path}" if config.path else f"benchmark={config.name}"
         raise BenchmarkError(
             f"{place}: class {name!r} has too few {split} rows ({count}); add some or remove the class"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import torch
 
+from benchmarks.account import Account
 from benchmarks.dataset import BenchmarkError, Dataset, Records
 
 SPLIT_SEED = 0
@@ -18,12 +19,16 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """The files of one class in one split, of one domain where there are domains; there may be none."""
+    """The files of one class in one split, of one domain where there are domains; there may be none.
+
+    ``held_out``: of the train split, the files that the publisher has set aside for validation.
+    """
 
     name: str
     test: bool
     files: Sequence[Path]
     domain: str = ""
+    held_out: bool = False
 
 
 def own_split(name: str, files: list[Path], domain: str = "") -> list[ClassFiles]:
@@ -40,6 +45,7 @@ def image_dataset(
     skip_bad: bool,
     skipped: Sequence[str] = (),
     names: Mapping[str, str] = MappingProxyType({}),
+    account: Account | None = None,
 ) -> Dataset:
     """Classes and domains in the order of their names; ``names`` are readable ones.
 
@@ -59,15 +65,31 @@ def image_dataset(
         rest = [f for f in found if f.name not in classes and f.domain not in domains]
         named = [f"{place}: {problem}" for problem in problems]
         # Once more, since without these a class or domain that was complete may lack images.
-        return image_dataset(rest, place, skip_bad, [*skipped, *named], names)
+        return image_dataset(rest, place, skip_bad, [*skipped, *named], names, account)
     class_names, group_names = sorted({f.name for f in found}), sorted({f.domain for f in found} - {""})
     train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))
-    return Dataset(train, test, [names.get(n, n) for n in class_names], group_names, list(skipped))
+    account = account or Account()
+    shown = readable([names.get(name, name) for name in class_names], account)
+    return Dataset(train, test, shown, readable(group_names, account), list(skipped), account)
+
+
+def readable(names: list[str], account: Account) -> list[str]:
+    """The same names where they are UTF-8, else with a stand-in for each byte that is not, told apart by a number."""
+    found: list[str] = []
+    for name in names:
+        shown = os.fsencode(name).decode("utf-8", "replace")
+        if shown != name:
+            account.note("names of folders that are not UTF-8, shown with stand-ins", shown)
+            shown += "" if shown not in found else f" ({len(found)})"
+        found.append(shown)
+    return found
 
 
 def lacking(kind: str, found: list[ClassFiles], name_of: Callable[[ClassFiles], str]) -> dict[str, str]:
     """What is wrong with each name that has no train or no test file."""
-    having = {test: {name_of(f) for f in found if f.files and f.test == test} for test in (False, True)}
+    having = {
+        test: {name_of(f) for f in found if f.files and f.test == test and not f.held_out} for test in (False, True)
+    }
     problems = {}
     for name in sorted({name_of(f) for f in found} - {""}):
         splits = [split for split, test in (("train", False), ("test", True)) if name not in having[test]]
@@ -80,6 +102,11 @@ def records(found: list[ClassFiles], class_names: list[str], group_names: list[s
     """Rows in the order of their paths, as the cache of decoded images has them."""
     label = {name: index for index, name in enumerate(class_names)}
     group = {name: index for index, name in enumerate(group_names)}
-    rows = [(os.fspath(file), label[f.name], group.get(f.domain, 0)) for f in found for file in f.files]
-    paths, labels, groups = zip(*sorted(rows), strict=True)
-    return Records([Path(p) for p in paths], torch.tensor(labels), torch.tensor(groups) if group_names else None)
+    rows = [(os.fspath(file), label[f.name], group.get(f.domain, 0), f.held_out) for f in found for file in f.files]
+    paths, labels, groups, held_out = zip(*sorted(rows), strict=True)
+    return Records(
+        [Path(p) for p in paths],
+        torch.tensor(labels),
+        torch.tensor(groups) if group_names else None,
+        held_out=torch.tensor(held_out) if any(held_out) else None,
+    )

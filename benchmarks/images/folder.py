@@ -4,54 +4,131 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.account import Account
 from benchmarks.archives import data_folder, folders
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.images.class_files import ClassFiles, image_dataset, own_split
 from benchmarks.images.lists import TINY_VALIDATION, tiny_validation
 from benchmarks.sources import check_options
 
-TESTS = ("test", "val", "validation")
+# What the folders of splits are called, in any case; the first that is there counts.
+TRAINS, TESTS, VALIDATIONS = ("train", "training"), ("test", "testing"), ("val", "valid", "validation", "dev")
+
+
+@dataclass
+class Found:
+    """What is seen on the way besides the files of the classes."""
+
+    skip_bad: bool
+    skipped: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
 
 
 @source("image_folder")
 def image_folder(config: StreamConfig) -> Dataset:
-    """``DIR/CLASS/*``, ``DIR/{train,test}/CLASS/*`` (or val, or validation) or Tiny-ImageNet's own layout.
+    """``DIR/CLASS/**``, ``DIR/{train,valid,test}/CLASS/**`` or Tiny-ImageNet's own layout.
 
-    Without a test folder a fixed fifth of each class is the test split. With scenario domain, each folder
-    ``DIR/DOMAIN`` is laid out like this, and need not have every class. ``classes.json`` may give readable names.
+    Without a test folder the validation folder is the test split, and without both a fixed fifth of each class. With
+    scenario domain, each folder ``DIR/DOMAIN`` is laid out like this, and need not have every class. ``classes.json``
+    may give readable names.
     """
     check_options(config)
-    root = data_folder(config)
-    skipped: list[str] = []
+    root, seen = data_folder(config), Found(config.skip_bad)
     domains = [(f, f.name) for f in folders(root)] if config.scenario == "domain" else [(root, "")]
-    found = [files for folder, name in domains for files in class_files(folder, name, config.skip_bad, skipped)]
-    return image_dataset(found, f"benchmark.path={config.path}", config.skip_bad, skipped, readable_names(root))
+    found = [files for folder, name in domains for files in class_files(folder, name, seen)]
+    if config.scenario != "domain":
+        refuse_domains(root, config)
+    place = f"benchmark.path={config.path}"
+    return image_dataset(found, place, config.skip_bad, seen.skipped, readable_names(root), seen.account)
 
 
-def class_files(folder: Path, domain: str, skip_bad: bool, skipped: list[str]) -> list[ClassFiles]:
+def class_files(folder: Path, domain: str, seen: Found) -> list[ClassFiles]:
     """Every class folder below ``folder``, with its split."""
-    inside = {f.name: f for f in folders(folder)}
-    tests = [inside[name] for name in TESTS if name in inside and folders(inside[name])]  # a class may be called test
-    if not tests or "train" not in inside:
-        return [files for f in inside.values() for files in own_split(f.name, images_of(f), domain)]
-    train = [ClassFiles(f.name, False, images_of(f), domain) for f in folders(inside["train"])]
+    train, validation, test = (split_folder(folder, names) for names in (TRAINS, VALIDATIONS, TESTS))
+    # A class may be called train or test: as splits they hold the class folders.
+    if not train or not (validation or test) or not folders(train):
+        count_loose(folder, seen)
+        return [files for f in folders(folder) for files in own_split(f.name, images_of(f, seen), domain)]
+    found = [ClassFiles(f.name, False, images_of(f, seen), domain) for f in folders(train)]
     if (folder / TINY_VALIDATION).is_file():
-        return train + tiny_validation(folder, skip_bad, skipped)
-    return train + [ClassFiles(f.name, True, images_of(f), domain) for f in folders(tests[0])]
+        return found + tiny_validation(folder, seen.skip_bad, seen.skipped)
+    with_classes = [split for split in (test, validation) if split and folders(split)]
+    if test and test not in with_classes:
+        unlabelled = sum(1 for _ in walked(test))
+        seen.account.note("files of a test split without class folders, which have no labels", str(test), unlabelled)
+    if not with_classes:
+        # As competitions publish it: the labels of the test images are kept back.
+        return [files for f in found for files in own_split(f.name, list(f.files), domain)]
+    found += [ClassFiles(f.name, True, images_of(f, seen), domain) for f in folders(with_classes[0])]
+    if len(with_classes) > 1:
+        found += [ClassFiles(f.name, False, images_of(f, seen), domain, True) for f in folders(with_classes[1])]
+    return found
 
 
-def images_of(folder: Path) -> list[Path]:
-    """The image files of a class folder, sorted; Tiny-ImageNet has them in a folder ``images`` inside."""
-    inner = folder / "images"
-    place = inner if inner.is_dir() else folder
-    known = image_extensions()
-    return sorted(
-        f for f in place.iterdir() if f.suffix.lower() in known and not f.name.startswith(".") and f.is_file()
-    )
+def split_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of a split by its usual names, in any case."""
+    inside = {f.name.lower(): f for f in folders(folder)}
+    return next((inside[name] for name in names if name in inside), None)
+
+
+def count_loose(folder: Path, seen: Found) -> None:
+    loose = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in image_extensions() and f.is_file())
+    if loose:
+        seen.account.note("images beside the class folders, which belong to no class", loose[0], len(loose))
+
+
+def refuse_domains(root: Path, config: StreamConfig) -> None:
+    """``DIR/DOMAIN/CLASS`` would be read as classes, each named after a domain."""
+    tops = folders(root)
+    loose = any(f.suffix.lower() in image_extensions() for top in tops for f in top.iterdir())
+    if loose or len(tops) < 2 or split_folder(root, TRAINS):
+        return
+    shared = set.intersection(*({f.name for f in folders(top)} for top in tops)) - {"images"}
+    if shared:
+        raise BenchmarkError(
+            f"benchmark.path={config.path}: each folder in it has a folder {min(shared)!r}, as domains have their "
+            "classes; say benchmark.scenario=domain, or move the images into their class folders"
+        )
+
+
+def images_of(folder: Path, seen: Found) -> list[Path]:
+    """The image files below a class folder, sorted; those in folders inside it belong to the class too."""
+    files, broken, others = list[Path](), list[Path](), list[Path]()
+    for file in walked(folder):
+        known = file.suffix.lower() in image_extensions()
+        (others if not known else files if file.is_file() else broken).append(file)
+    seen.account.note("files left out whose ending is not that of an image", str(min(others, default="")), len(others))
+    if broken:
+        problem = f"{len(broken)} of {len(broken) + len(files)} files of {folder.name!r} are links to nothing"
+        problem += f" (first: {min(broken)})"
+        if not seen.skip_bad:
+            raise BenchmarkError(f"{folder}: {problem}; mend or remove them, or leave them out with --skip-bad")
+        seen.skipped.append(f"{folder}: {problem}")
+    return sorted(files)
+
+
+def walked(folder: Path) -> list[Path]:
+    """All that is below ``folder`` and no folder, but what is hidden; links are followed, in circles too only once."""
+    found, entered = list[Path](), set[str]()
+    for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
+        real = os.path.realpath(place)
+        if real in entered:
+            inner[:] = []
+            continue
+        entered.add(real)
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return found
+
+
+def refuse(error: OSError) -> None:
+    raise BenchmarkError(f"{error.filename}: cannot be read ({error.strerror}); mend its rights, or move it away")
 
 
 @functools.cache

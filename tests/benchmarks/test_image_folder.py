@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from PIL import Image
 
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig
+from benchmarks.formats import ImageFormat
 from benchmarks.images.decode import prepare_images
 from benchmarks.images.folder import image_folder
 from benchmarks.sources import data_root
+from benchmarks.stream import build_stream
 
 TINY = data_root() / "tiny_imagenet_200x50_20.zip"
 
@@ -82,6 +85,67 @@ def test_test_is_preferred_to_val_and_one_without_class_folders_is_ignored(root:
     assert rows(read(root).test, root) == [("val/cat/00.png", 0)]
 
 
+@pytest.mark.parametrize(
+    ("train", "valid", "test"), [("Train", "Valid", "Test"), ("training", "val", "testing"), ("TRAIN", "dev", "test")]
+)
+def test_three_splits_are_kept_as_published(root: Path, train: str, valid: str, test: str) -> None:
+    for split, count in ((train, 4), (valid, 3), (test, 2)):
+        for name in ("cat", "dog"):
+            numbered(root / split / name, count)
+    (root / "README.txt").write_text("as exported")
+    config = StreamConfig(name="mine", source="image_folder", path=root, tasks=1)
+    (task,) = build_stream(config, None, ImageFormat(2)).tasks
+    assert (len(task.train), len(task.validation), len(task.test)) == (8, 6, 4)
+    data = read(root)
+    assert data.train.held_out is not None
+    held = [name for (name, _), out in zip(rows(data.train, root), data.train.held_out.tolist(), strict=True) if out]
+    assert all(name.startswith(valid) for name in held) and len(held) == 6
+
+
+def test_a_test_split_without_labels_is_named_and_a_fifth_of_train_is_taken(root: Path) -> None:
+    numbered(root / "train" / "cat", 10)
+    numbered(root / "train" / "dog", 10)
+    numbered(root / "test", 7)
+    data = read(root)
+    assert (data.class_names, len(data.train), len(data.test)) == (["cat", "dog"], 16, 4)
+    assert data.account.lines() == [
+        f"7 files of a test split without class folders, which have no labels (first: {root / 'test'})"
+    ]
+
+
+def test_images_in_folders_inside_a_class_folder_belong_to_the_class(root: Path) -> None:
+    numbered(root / "ant", 3)
+    numbered(root / "ant" / "2023" / "may", 4)
+    numbered(root / "bee" / "images", 5)
+    numbered(root / "bee", 2)
+    (root / "ant" / "again").symlink_to(root / "ant", target_is_directory=True)  # a circle
+    numbered(root, 6)
+    data = read(root)
+    assert [int((torch.cat([data.train.labels, data.test.labels]) == c).sum()) for c in (0, 1)] == [7, 7]
+    assert data.account.lines() == ["6 images beside the class folders, which belong to no class (first: 00.png)"]
+
+
+def test_links_to_nothing_are_refused_or_left_out(root: Path) -> None:
+    numbered(root / "ant", 10)
+    for index in range(20):
+        (root / "ant" / f"x{index:02}.png").symlink_to(root / "gone" / f"{index}.png")
+    first = root / "ant" / "x00.png"
+    problem = f"{root / 'ant'}: 20 of 30 files of 'ant' are links to nothing (first: {first})"
+    assert refusal(root) == f"{problem}; mend or remove them, or leave them out with --skip-bad"
+    data = read(root, skip_bad=True)
+    assert data.skipped == [problem] and len(data.train) + len(data.test) == 10
+
+
+def test_a_class_whose_name_is_not_utf_8_is_shown_with_a_stand_in(root: Path) -> None:
+    numbered(root / "tea", 3)
+    numbered(root / os.fsdecode(b"caf\xe9"), 3)
+    numbered(root / os.fsdecode(b"caf\xe8"), 3)
+    data = read(root)
+    assert data.class_names == ["caf\ufffd", "caf\ufffd (1)", "tea"]
+    assert data.account.lines() == ["2 names of folders that are not UTF-8, shown with stand-ins (first: caf\ufffd)"]
+    json.dumps(data.class_names).encode()
+
+
 def test_without_a_test_folder_a_fixed_fifth_of_each_class_is_the_test_split(root: Path) -> None:
     sizes = {"ant": 50, "bee": 13, "cow": 3, "dog": 2}
     for name, size in sizes.items():
@@ -118,6 +182,9 @@ def test_hidden_files_and_those_that_are_no_images_are_ignored(root: Path) -> No
     (root / "cat" / "sheet.pdf").write_text("Pillow writes PDF and does not read it")
     data = read(root)
     assert data.class_names == ["cat"] and len(data.train) + len(data.test) == 5
+    assert data.account.lines() == [
+        f"2 files left out whose ending is not that of an image (first: {root / 'cat' / 'boxes.txt'})"
+    ]
 
 
 def test_a_single_folder_at_the_top_is_entered(root: Path) -> None:
@@ -344,7 +411,10 @@ def test_a_domain_without_images_is_refused_or_left_out(root: Path) -> None:
 def test_domains_are_not_taken_for_classes(root: Path) -> None:
     for domain in ("photo", "sketch"):
         numbered(root / domain / "cat", 5)
-    assert "class 'photo' has no train or test image" in refusal(root)
+    assert refusal(root) == (
+        f"benchmark.path={root}: each folder in it has a folder 'cat', as domains have their classes; "
+        "say benchmark.scenario=domain, or move the images into their class folders"
+    )
 
 
 # --- real data ---
