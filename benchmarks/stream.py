@@ -21,6 +21,7 @@ from benchmarks.fingerprint import fingerprint_of
 from benchmarks.formats import Format, TextFormat
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
+from benchmarks.small_classes import refuse_small, without_small
 from benchmarks.texts.scores import check_score
 
 OTHER = FREE - 1  # the label of rows that are left to another split
@@ -99,6 +100,8 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
     data = read(config)
     whole = divide(data, config, order_seed)
     parts = whole[: count_of(whole, config)]
+    if config.scenario != "domain":
+        refuse_small(data, [label for part in parts for label in part.classes], config)
     ranges = label_ranges(whole, config)
     judged = [score_of(part, config) for part in parts]
     learned = [learned_rows(data.train, part, config) for part in parts]
@@ -133,7 +136,9 @@ def read(config: StreamConfig) -> Dataset:
     if config.source not in SOURCES:
         raise BenchmarkError(f"benchmark.source={config.source}: choose one of {', '.join(sorted(SOURCES))}")
     data = SOURCES[config.source](config)
-    return shared_classes(data) if config.scenario == "domain" else data
+    if config.scenario == "domain":
+        return shared_classes(data)
+    return without_small(data, config) if config.skip_bad else data
 
 
 def count_of(parts: list[Part], config: StreamConfig) -> int:
@@ -183,25 +188,16 @@ def class_rows(records: Records, part: Part, split: str, config: StreamConfig) -
     """
     limit = config.test_per_class if split == "test" else config.train_per_class
     found = []
-    for label, name in zip(part.classes or [FREE], part.options or [part.name], strict=True):
+    for label in part.classes or [FREE]:
         wanted = records.labels == label
         rows = wanted if part.group is None or records.groups is None else wanted & (records.groups == part.group)
         found.append(drawn(rows.nonzero().flatten(), limit))
-        check_count(len(found[-1]), name, part, split, config)
     return found
 
 
 def drawn(rows: Tensor, limit: int | None) -> Tensor:
     # Seeded by their number alone: a class has the same rows in every order, subset and seed.
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))][:limit]
-
-
-def check_count(count: int, name: str, part: Part, split: str, config: StreamConfig) -> None:
-    if config.scenario != "domain" and split != "validation" and count < (2 if split == "train" else 1):
-        place = f"benchmark.path={config.path}" if config.path else f"benchmark={config.name}"
-        raise BenchmarkError(
-            f"{place}: class {name!r} has too few {split} rows ({count}); add some or remove the class"
-        )
 
 
 def split_off(classes: list[Tensor], config: StreamConfig) -> list[Tensor]:

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.account import Account
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
+from benchmarks.images.array_values import as_text, images, labels, numbered
 from benchmarks.sources import check_options, located
 
 DIGITS_PIXELS = 32
 DIGITS = "digits.safetensors"
+NEEDED = ("x_train", "y_train", "x_test", "y_test")
 
 
 @source("digits")
@@ -39,27 +42,41 @@ def write_digits(folder: Path) -> None:
     data = load_digits()
     grey = torch.from_numpy(data.images / 16 * 255).float()[:, None]
     large = functional.interpolate(grey, size=DIGITS_PIXELS, mode="bilinear").round().to(torch.uint8)
-    images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(data.target).long()
-    split = train_test_split(numpy.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
+    pixels, targets = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(data.target).long()
+    split = train_test_split(numpy.arange(len(targets)), test_size=0.25, stratify=targets, random_state=0)
     arrays: dict[str, Tensor] = {}
     for name, rows in zip(("train", "test"), split, strict=True):
-        arrays |= {f"{name}_images": images[rows], f"{name}_labels": labels[rows]}
+        arrays |= {f"{name}_images": pixels[rows], f"{name}_labels": targets[rows]}
     save_file(arrays, folder / DIGITS)
 
 
 @source("array")
 def array(config: StreamConfig) -> Dataset:
-    """An npz file: ``x_train``, ``y_train``, ``x_test``, ``y_test`` (uint8 [n, h, w(, 3)]), optionally ``classes``."""
+    """An npz file, or a folder of npy files: ``x_train``, ``y_train``, ``x_test``, ``y_test``, optionally ``classes``.
+
+    ``x`` [n, h, w(, 3)] and ``y`` [n] in the forms that ``array_values.py`` reads.
+    """
     check_options(config)
-    file = located(config)
-    arrays = read_npz(file, "x_train", "y_train", "x_test", "y_test")
-    train, test = (
-        Records(as_images(arrays, f"x_{split}", file), as_labels(arrays, f"y_{split}", file))
-        for split in ("train", "test")
-    )
-    names = [str(c) for c in arrays.get("classes", range(int(train.labels.max()) + 1))]
-    check_labels(train, test, len(names), file)
-    return Dataset(train, test, names)
+    file, account = located(config), Account()
+    arrays = read_npy(file, *NEEDED) if file.is_dir() else read_npz(file, *NEEDED)
+    read = {name: images(arrays[name], f"benchmark.path={file}: {name}", account) for name in ("x_train", "x_test")}
+    y_train, y_test = (labels(arrays[name], f"benchmark.path={file}: {name}") for name in ("y_train", "y_test"))
+    for split, found in (("train", y_train), ("test", y_test)):
+        if len(read[f"x_{split}"]) != len(found):
+            raise BenchmarkError(f"benchmark.path={file}: x_{split} and y_{split} differ in length")
+    given = arrays.get("classes", numpy.array([], dtype=str))
+    given = as_text(given) if given.dtype.kind == "S" else given
+    train, test, names = numbered(y_train, y_test, [str(name) for name in given], file, account)
+    return Dataset(Records(read["x_train"], train), Records(read["x_test"], test), names, account=account)
+
+
+def read_npy(folder: Path, *needed: str) -> dict[str, numpy.ndarray]:
+    """The npy files of a folder by their names, each over a memory map."""
+    try:
+        arrays = {f.stem: numpy.load(f, mmap_mode="c", allow_pickle=False) for f in sorted(folder.glob("*.npy"))}
+    except (EOFError, OSError, ValueError) as error:
+        raise BenchmarkError(f"benchmark.path={folder}: a file in it is no plain array ({error})") from None
+    return complete(arrays, folder, needed)
 
 
 def read_npz(file: Path, *needed: str) -> dict[str, numpy.ndarray]:
@@ -69,34 +86,10 @@ def read_npz(file: Path, *needed: str) -> dict[str, numpy.ndarray]:
             arrays = {name: opened[name] for name in opened.files}
     except (BadZipFile, EOFError, OSError, TypeError, ValueError, zlib.error) as error:
         raise BenchmarkError(f"benchmark.path={file}: not an npz file of plain arrays ({error})") from None
+    return complete(arrays, file, needed)
+
+
+def complete(arrays: dict[str, numpy.ndarray], file: Path, needed: tuple[str, ...]) -> dict[str, numpy.ndarray]:
     if missing := set(needed) - set(arrays):
         raise BenchmarkError(f"benchmark.path={file}: the array {min(missing)!r} is missing in it")
     return arrays
-
-
-def as_images(arrays: dict[str, numpy.ndarray], name: str, file: Path) -> Tensor:
-    """uint8 [n, h, w(, 3)] to [n, 3, h, w]; grey images get three equal channels."""
-    values = arrays[name]
-    if values.dtype != numpy.uint8 or (values.ndim != 3 and values.shape[3:] != (3,)):
-        shape = list(values.shape)
-        raise BenchmarkError(f"benchmark.path={file}: {name} is {values.dtype} {shape}, not uint8 [n, h, w, 3]")
-    images = torch.from_numpy(values)
-    images = images[..., None].expand(-1, -1, -1, 3) if values.ndim == 3 else images
-    return images.permute(0, 3, 1, 2).contiguous()
-
-
-def as_labels(arrays: dict[str, numpy.ndarray], name: str, file: Path) -> Tensor:
-    """Integers [n], at least one."""
-    values = arrays[name]
-    if values.dtype.kind not in "iu" or values.ndim != 1 or len(values) == 0:
-        shape = list(values.shape)
-        raise BenchmarkError(f"benchmark.path={file}: {name} is {values.dtype} {shape}, not integers [n]")
-    return torch.from_numpy(values.astype(numpy.int64))
-
-
-def check_labels(train: Records, test: Records, count: int, file: Path) -> None:
-    for split, rows in (("train", train), ("test", test)):
-        if len(rows.items) != len(rows.labels):
-            raise BenchmarkError(f"benchmark.path={file}: x_{split} and y_{split} differ in length")
-        if int(rows.labels.min()) < 0 or int(rows.labels.max()) >= count:
-            raise BenchmarkError(f"benchmark.path={file}: y_{split} has a label outside 0 to {count - 1}")

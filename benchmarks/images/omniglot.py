@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.datasets import Omniglot
 
+from benchmarks.account import Account
 from benchmarks.archives import folders
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
-from benchmarks.images.arrays import as_images, as_labels, read_npz
+from benchmarks.images.array_values import images, labels
+from benchmarks.images.arrays import read_npz
 from benchmarks.images.class_files import ClassFiles, image_dataset
 from benchmarks.images.torchvision_sets import obtained
 from benchmarks.sources import check_options, located
@@ -28,14 +30,16 @@ def omniglot(config: StreamConfig) -> Dataset:
     check_options(config)
     file = located(config)
     arrays = read_npz(file, "x", "y", "classes", "alphabet")
-    images, labels = as_images(arrays, "x", file), as_labels(arrays, "y", file)
+    account, place = Account(), f"benchmark.path={file}"
+    pixels = images(arrays["x"], f"{place}: x", account)
+    found = torch.from_numpy(labels(arrays["y"], f"{place}: y").astype(numpy.int64))
     class_names = [str(name) for name in arrays["classes"]]
     group_names, groups = numpy.unique(arrays["alphabet"], return_inverse=True)
-    if not len(images) == len(labels) == len(groups) or int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
+    if not len(pixels) == len(found) == len(groups) or int(found.min()) < 0 or int(found.max()) >= len(class_names):
         raise BenchmarkError(f"benchmark.path={file}: x, y, alphabet and classes do not fit together")
-    learned = drawer(labels) < TRAIN_DRAWERS
-    train, test = (Records(images[rows], labels[rows], torch.from_numpy(groups)[rows]) for rows in (learned, ~learned))
-    return Dataset(train, test, class_names, [str(name) for name in group_names])
+    learned = drawer(found) < TRAIN_DRAWERS
+    train, test = (Records(pixels[rows], found[rows], torch.from_numpy(groups)[rows]) for rows in (learned, ~learned))
+    return Dataset(train, test, class_names, [str(name) for name in group_names], account=account)
 
 
 def drawer(labels: Tensor) -> Tensor:

@@ -304,7 +304,7 @@ def test_a_label_that_only_test_rows_have_is_not_dropped_in_silence(texts: Path)
     for split, kept in (("train", rows), ("test", [*rows, {"text": "so so", "label": "fair"}])):
         planted.write_rows(texts / "films" / f"{split}.jsonl", kept)
     (texts / "films" / "labels.json").write_text('["good", "bad", "fair"]')
-    with pytest.raises(UserError, match=r"class 'fair' has too few train rows \(0\)"):
+    with pytest.raises(UserError, match=r"class 'fair' has 0 train and 1 test rows, and two and one are needed"):
         text_stream(texts)
 
 

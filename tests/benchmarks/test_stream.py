@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,42 +231,124 @@ def test_a_file_of_the_data_folder_is_found_by_its_name(file: Path, monkeypatch:
 
 
 LABELS = numpy.repeat(numpy.arange(4), 6)
+NEEDED = ", and two and one are needed; add some, or leave such classes out with --skip-bad"
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "missing train images": ({"x_train": None}, "the array 'x_train' is missing in it"),
     "missing test labels": ({"y_test": None}, "the array 'y_test' is missing in it"),
-    "pixels in 0 to 1": (
-        {"x_train": numpy.zeros((24, 5, 6, 3), numpy.float32)},
-        "x_train is float32 [24, 5, 6, 3], not uint8 [n, h, w, 3]",
+    "pixels in 0 to 255 as floats": (
+        {"x_train": numpy.full((24, 5, 6, 3), 200, numpy.float32)},
+        "x_train is float32 [24, 5, 6, 3], from 200 to 200: which value is white is unknown; store uint8, or floats in "
+        "0 to 1",
     ),
-    "flat images": ({"x_test": numpy.zeros((8, 30), numpy.uint8)}, "x_test is uint8 [8, 30], not uint8 [n, h, w, 3]"),
-    "channels first": (
-        {"x_test": numpy.zeros((8, 3, 5, 6), numpy.uint8)},
-        "x_test is uint8 [8, 3, 5, 6], not uint8 [n, h, w, 3]",
+    "flat images": (
+        {"x_test": numpy.zeros((8, 30), numpy.uint8)},
+        "x_test is uint8 [8, 30], not [n, h, w] or [n, h, w, 3]",
     ),
-    "labels with fractions": ({"y_train": LABELS + 0.5}, "y_train is float64 [24], not integers [n]"),
-    "labels in words": ({"y_train": LABELS.astype(str)}, "y_train is <U21 [24], not integers [n]"),
-    "labels in a column": ({"y_train": LABELS[:, None]}, "y_train is int64 [24, 1], not integers [n]"),
-    "no labels": ({"y_test": LABELS[:0]}, "y_test is int64 [0], not integers [n]"),
+    "labels with fractions": ({"y_train": LABELS + 0.5}, "y_train is float64 [24], not whole numbers or texts [n]"),
+    "labels in two columns": (
+        {"y_train": numpy.stack([LABELS, LABELS], 1)},
+        "y_train is int64 [24, 2], not whole numbers or texts [n]",
+    ),
+    "texts in one split": (
+        {"y_train": LABELS.astype(str)},
+        "the labels are texts in one split and numbers in the other",
+    ),
+    "no labels": ({"y_test": LABELS[:0]}, "y_test is int64 [0], not whole numbers or texts [n]"),
     "lengths that differ": ({"y_train": LABELS[:23]}, "x_train and y_train differ in length"),
     "a class that only the test split has": (
         {"y_test": numpy.array([0, 1, 2, 3, 0, 1, 2, 4])},
-        "y_test has a label outside 0 to 3",
+        f"class '4' has 0 train and 1 test rows{NEEDED}",
     ),
-    "a label below zero": ({"y_train": LABELS - 1}, "y_train has a label outside 0 to 2"),
-    "too few names": ({"classes": numpy.array(["a", "b", "c"])}, "y_train has a label outside 0 to 2"),
-    "a name without images": (
-        {"classes": numpy.array(list("abcde"))},
-        "class 'e' has too few train rows (0); add some or remove the class",
+    "too few names": (
+        {"classes": numpy.array(["a", "b", "c"])},
+        "3 names in 'classes' and 4 different labels (0, 1, 2 …); give one for each",
     ),
     "one train image": (
         {"y_train": numpy.where(numpy.arange(24) < 23, LABELS.clip(max=2), 3)},
-        "class '3' has too few train rows (1); add some or remove the class",
+        f"class '3' has 1 train and 2 test rows{NEEDED}",
     ),
     "no test image": (
         {"y_test": numpy.array([0, 1, 2, 0, 0, 1, 2, 0])},
-        "class '3' has too few test rows (0); add some or remove the class",
+        f"class '3' has 6 train and 0 test rows{NEEDED}",
     ),
 }
+
+
+PIXELS = arrays()
+
+
+def changed(change: Callable[[numpy.ndarray], numpy.ndarray]) -> dict[str, Any]:
+    return {name: change(PIXELS[name]) for name in ("x_train", "x_test")}
+
+
+SAME_PIXELS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "16 bits": (changed(lambda x: x.astype(numpy.uint16) * 257), "images of 16 bits scaled to 8"),
+    "floats": (changed(lambda x: x.astype(numpy.float32) / 255), "images of floats from 0 to 1 scaled to 8 bits"),
+    "channels first": (changed(lambda x: x.transpose(0, 3, 1, 2)), "images whose channels come first"),
+    "opaque alpha": (
+        changed(lambda x: numpy.concatenate([x, numpy.full_like(x[..., :1], 255)], 3)),
+        "images with alpha laid over white",
+    ),
+    "labels in a column": ({y: PIXELS[y][:, None] for y in ("y_train", "y_test")}, None),
+    "labels as floats": ({y: PIXELS[y].astype(float) for y in ("y_train", "y_test")}, None),
+}
+
+
+@pytest.mark.parametrize("form", SAME_PIXELS)
+def test_an_array_in_another_form_is_the_same_stream(file: Path, form: str) -> None:
+    numpy.savez(file, **arrays())
+    expected = array_stream(file)
+    changes, done = SAME_PIXELS[form]
+    numpy.savez(file, **arrays(**changes))
+    found = array_stream(file)
+    assert found.fingerprint == expected.fingerprint
+    lines = [f"{count} {done} (first: benchmark.path={file}: x_train)" for count in ([32] if done else [])]
+    assert found.account.lines() == lines
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([1, 2, 3, 5], None, ["1", "2", "3", "5"]),
+        ([-1, 0, 1, 4_000_000_000], None, ["-1", "0", "1", "4000000000"]),
+        (["b", "a", "d", "c"], None, ["a", "b", "c", "d"]),
+        ([b"b", b"a", b"d", b"c"], None, ["a", "b", "c", "d"]),
+        ([10, 20, 30, 40], ["ten", "twenty", "thirty", "forty"], ["ten", "twenty", "thirty", "forty"]),
+        ([0, 1, 2, 4], [b"a", b"b", b"c", b"d", b"e"], ["a", "b", "c", "e"]),
+    ],
+)
+def test_whichever_labels_there_are_they_are_the_classes(
+    file: Path, values: list[Any], names: list[Any] | None, expected: list[str]
+) -> None:
+    given = numpy.array(values)
+    made = arrays(classes=None if names is None else numpy.array(names))
+    numpy.savez(file, **made | {y: given[made[y]] for y in ("y_train", "y_test")})
+    stream = array_stream(file)
+    assert stream.class_names == expected
+    assert [len(task.test) for task in stream.tasks] == [4, 4]
+
+
+def test_a_folder_of_npy_files_is_read_as_an_npz_file(file: Path, tmp_path: Path) -> None:
+    numpy.savez(file, **arrays())
+    for name, values in arrays().items():
+        numpy.save(tmp_path / f"{name}.npy", values)
+    assert array_stream(tmp_path).fingerprint == array_stream(file).fingerprint
+    (tmp_path / "y_test.npy").unlink()
+    assert refusal(tmp_path) == f"benchmark.path={tmp_path}: the array 'y_test' is missing in it"
+
+
+def test_a_long_tail_is_named_at_once_and_left_out_where_that_is_asked_for(file: Path) -> None:
+    tail = numpy.concatenate([LABELS[:20], [5, 6, 7, 8]])
+    numpy.savez(file, **arrays(y_train=tail))
+    small = [f"class '{label}' has {train} train and {test} test rows" for label, train, test in TAIL]
+    assert refusal(file) == f"benchmark.path={file}: {', '.join(small[:3])} (and 1 more classes){NEEDED}"
+    stream = array_stream(file, skip_bad=True)
+    assert stream.class_names == ["0", "1", "2", "3"]
+    assert stream.skipped == [f"benchmark.path={file}: {reason}" for reason in small]
+    assert sum(len(task.train) + len(task.validation) for task in stream.tasks) == 20
+
+
+TAIL = [(label, 1, 0) for label in (5, 6, 7, 8)]
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
