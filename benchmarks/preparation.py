@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +13,6 @@ from benchmarks.dataset import FREE, BenchmarkError, Records, StreamConfig
 from benchmarks.formats import Format, Prepared, TextFormat
 from benchmarks.images.decode import prepare_images
 from benchmarks.parts import Part
-from benchmarks.texts.folder import as_prompt
 
 
 def prepare(
@@ -30,7 +31,8 @@ def prepare(
 
 def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConfig, form: TextFormat) -> Prepared:
     """Tokens; for a backbone that writes, a labelled text becomes a prompt and its label word the answer."""
-    from benchmarks.texts.tokens import prepare_texts  # imports transformers
+    from benchmarks.texts.prompts import fitted  # imports transformers
+    from benchmarks.texts.tokens import prepare_texts
 
     check_length(config, form)
     contents = [item for item in taken(records, rows) if isinstance(item, str)]
@@ -43,15 +45,24 @@ def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConf
             raise BenchmarkError(f"benchmark={config.name}: {task} has free answers; choose a backbone that writes")
         named = [with_name(text, part, config) for text, part in zip(contents, owners, strict=True)]
         return prepare_texts(named, None, form, config.text.length, config.text.answer_length)
-    prompts = [
-        with_name(text if label == FREE else as_prompt(config.text.template, text, part.options), part, config)
-        for text, label, part in zip(contents, labels, owners, strict=True)
-    ]
+    makes = [maker(part, config, labelled=label != FREE) for label, part in zip(labels, owners, strict=True)]
+    fits = None if FREE in labels else partial(fitted, texts=contents, makes=makes, length=config.text.length)
+    prompts = [make(text) for text, make in zip(contents, makes, strict=True)]
     answers = [
         records.answers[row] if label == FREE else part.options[part.classes.index(label)]
         for row, label, part in zip(rows.tolist(), labels, owners, strict=True)
     ]
-    return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length)
+    return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length, fits)
+
+
+def maker(part: Part, config: StreamConfig, labelled: bool) -> Callable[[str], str]:
+    """What makes a text of ``part`` a prompt: a free one is a prompt already."""
+    from benchmarks.texts.prompts import as_prompt
+
+    def make(text: str) -> str:
+        return with_name(as_prompt(config.text.template, text, part.options) if labelled else text, part, config)
+
+    return make
 
 
 def check_length(config: StreamConfig, form: TextFormat) -> None:

@@ -120,14 +120,18 @@ class TextPredictor(Predictor):
         self.tokenizer = load_tokenizer(text_format(config))
         self.backbone = language.load(config)
 
-    def tokens(self, texts: Sequence[str], task: LearnedTask | None, keep_end: bool) -> Tensor:
+    def tokens(self, texts: Sequence[str], keep_end: bool) -> Tensor:
         from benchmarks.texts.tokens import tokenise_texts
 
-        if self.text["add_dataset_name"]:
-            if task is None:
-                raise ValueError("the model has read the task's name before each text: name it with task=…")
-            texts = [f"Dataset: {task.name}\n{text}" for text in texts]
         return tokenise_texts(self.tokenizer, texts, self.text["length"], keep_end)
+
+    def named(self, text: str, task: LearnedTask | None) -> str:
+        """The text with the task's name before it, where the run had that too."""
+        if not self.text["add_dataset_name"]:
+            return text
+        if task is None:
+            raise ValueError("the model has read the task's name before each text: name it with task=…")
+        return f"Dataset: {task.name}\n{text}"
 
 
 class EncoderPredictor(TextPredictor):
@@ -138,7 +142,8 @@ class EncoderPredictor(TextPredictor):
         self.model = self.with_head(TextClassifier(self.backbone, (), *self.head))
 
     def answers(self, rows: Any, task: LearnedTask | None) -> list[str]:
-        return self.best(self.model.logits(self.tokens(rows, task, keep_end=False)), task)
+        texts = [self.named(text, task) for text in rows]
+        return self.best(self.model.logits(self.tokens(texts, keep_end=False)), task)
 
 
 class WriterPredictor(TextPredictor):
@@ -153,15 +158,19 @@ class WriterPredictor(TextPredictor):
 
     def answers(self, rows: Any, task: LearnedTask | None) -> list[str]:
         from benchmarks.models.model import trimmed
-        from benchmarks.texts.folder import as_prompt
+        from benchmarks.texts.prompts import as_prompt, fitted
         from benchmarks.texts.tokens import tokenise_answers
 
         options = list(dict.fromkeys(word for one in ([task] if task else self.tasks) for word in one.options))
         if not options:
-            return self.model.written(trimmed(self.tokens(rows, task, keep_end=True)))
-        prompts = [as_prompt(self.text["template"], text, options) for text in rows]
+            return self.model.written(trimmed(self.tokens([self.named(text, task) for text in rows], keep_end=True)))
+
+        def make(text: str) -> str:
+            return self.named(as_prompt(self.text["template"], text, options), task)
+
+        prompts, _ = fitted(self.tokenizer, rows, [make] * len(rows), self.text["length"])
         answers = trimmed(tokenise_answers(self.tokenizer, options, self.text["answer_length"]))
-        likelihoods = self.model.option_likelihoods(trimmed(self.tokens(prompts, task, keep_end=True)), answers)
+        likelihoods = self.model.option_likelihoods(trimmed(self.tokens(prompts, keep_end=True)), answers)
         return [options[index] for index in likelihoods.argmax(1).tolist()]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from benchmarks.archives import data_folder, folders
@@ -143,17 +141,3 @@ def labels_in(value: object, place: str | Path) -> list[Label]:
         return as_labels(value)
     except RowError as error:
         raise BenchmarkError(f"{place}: {error}") from None
-
-
-def as_prompt(template: str, text: str, options: Sequence[str]) -> str:
-    """Put a labelled text and its label words into ``benchmark.text.template``."""
-    setting = f"benchmark.text.template={template!r}"
-    try:
-        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-        filled = template.format_map({"text": text, "options": ", ".join(options)})
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        reason = f"{error} cannot be filled in"
-        raise BenchmarkError(f"{setting}: {reason}; the fields are {{text}} and {{options}}") from None
-    if "text" not in fields:
-        raise BenchmarkError(f"{setting}: {{text}} is missing in it")
-    return filled

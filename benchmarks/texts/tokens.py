@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from benchmarks.account import Account
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import PADDING, Prepared, TextFormat
 
+Fits = Callable[[PreTrainedTokenizerBase], tuple[Sequence[str], list[int]]]
+NOTES, SHOWN = "notes.json", 40  # characters of a text that a note shows
+RULES = 2  # counts up where the same texts give other tokens than before
 CHUNK = 1000  # texts tokenised in one call, to bound the memory of Python's integers
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
@@ -35,13 +39,19 @@ def load_tokenizer(format: TextFormat) -> PreTrainedTokenizerBase:
 
 
 def prepare_texts(
-    texts: Sequence[str], answers: Sequence[str] | None, format: TextFormat, length: int, answer_length: int
+    texts: Sequence[str],
+    answers: Sequence[str] | None,
+    format: TextFormat,
+    length: int,
+    answer_length: int,
+    fits: Fits | None = None,
 ) -> Prepared:
     """Tokens int32 [n, longest] of ``texts``, and of ``answers`` where given, padded with -1 at the end.
 
     Special tokens are those that the tokenizer adds by itself. A text of more than ``length`` tokens loses its end,
-    or its start where the backbone writes answers, since the question stands at the end of a prompt. All texts are
-    tokenised the first time; later calls, in any process, find them on disk.
+    or its start where the backbone writes answers, since the question stands at the end of a prompt; where given,
+    ``fits`` cuts them before that, and says which. All texts are tokenised the first time; later calls, in any
+    process, find them on disk.
     """
     made_from = {
         "texts": digest(texts),
@@ -49,16 +59,27 @@ def prepare_texts(
         "length": length,
         "answer_length": answer_length,
         "keep_end": format.answers,
+        "fits": fits is not None,
+        "rules": RULES,
         "tokenizer": identity(format),
         # Another version may split the same text into other tokens.
         "libraries": [tokenizers.__version__, transformers.__version__],
     }
 
     def make(folder: Path) -> None:
-        tokenizer = load_tokenizer(format)
-        save(folder / "texts.npy", tokenise_texts(tokenizer, texts, length, keep_end=format.answers))
+        tokenizer, account = load_tokenizer(format), Account()
+        fitting, cut = fits(tokenizer) if fits else (texts, [])
+        tokens = tokenise_texts(tokenizer, fitting, length, keep_end=format.answers)
+        save(folder / "texts.npy", tokens)
+        note_cut(account, texts, cut or too_long(tokenizer, fitting, tokens, length), f"texts cut to {length} tokens")
         if answers is not None:
-            save(folder / "answers.npy", tokenise_answers(tokenizer, answers, answer_length))
+            found = tokenise_answers(tokenizer, answers, answer_length)
+            save(folder / "answers.npy", found)
+            # Only one that was cut has no end token.
+            ended = (found == tokenizer.eos_token_id).any(1).tolist()
+            cut = [row for row, whole in enumerate(ended) if not whole]
+            note_cut(account, answers, cut, f"answers cut to {answer_length} tokens")
+        (folder / NOTES).write_text(json.dumps(account.as_list()))
 
     folder, fresh = cached("tokens", made_from, make)
     return Prepared(
@@ -66,7 +87,20 @@ def prepare_texts(
         kept=torch.ones(len(texts), dtype=torch.bool),
         answers=None if answers is None else load(folder / "answers.npy"),
         fresh=len(texts) if fresh else 0,
+        account=Account.from_list(json.loads((folder / NOTES).read_text())),
     )
+
+
+def note_cut(account: Account, texts: Sequence[str], cut: Sequence[int], what: str) -> None:
+    if cut:
+        words = " ".join(texts[cut[0]].split())
+        account.note(what, f"'{words[:SHOWN]} …'", len(cut))
+
+
+def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: Tensor, length: int) -> list[int]:
+    """Which of the texts have more than the ``length`` tokens that were kept of them."""
+    full = ((tokens != PADDING).sum(1) == length).nonzero().flatten().tolist()
+    return [row for row in full if len(tokenizer(texts[row], verbose=False)["input_ids"]) > length]
 
 
 def tokenise_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, keep_end: bool) -> Tensor:
@@ -75,7 +109,7 @@ def tokenise_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], len
     if length <= special:
         raise BenchmarkError(f"benchmark.text.length={length}: {special} are special tokens; use a larger one")
     tokenizer.truncation_side = "left" if keep_end else "right"
-    return padded(tokenizer, texts, truncation=True, max_length=length)
+    return padded(tokenizer, texts, length, truncation=True, max_length=length)
 
 
 def tokenise_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], length: int) -> Tensor:
@@ -85,19 +119,19 @@ def tokenise_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str],
     """
     if tokenizer.eos_token is None:
         raise BenchmarkError(f"{tokenizer.name_or_path}: its tokenizer has no end token; name another backbone")
-    tokens = padded(tokenizer, answers, add_special_tokens=False)
+    tokens = padded(tokenizer, answers, length, add_special_tokens=False)
     # By hand: only some tokenizers add an end token, and truncation would cut it off.
     room = torch.nn.functional.pad(tokens, (0, 1), value=PADDING)
     ends = (room != PADDING).sum(1, keepdim=True)
     return room.scatter(1, ends, tokenizer.eos_token_id)[:, :length].clone()
 
 
-def padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> Tensor:
-    """Tokens int32 [n, longest]."""
+def padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int, **options: Any) -> Tensor:
+    """Tokens int32 [n, longest], at most ``most`` of each: one endless text must not make all rows as long."""
     rows: list[Tensor] = []
     for start in range(0, len(texts), CHUNK):
         found = tokenizer(list(texts[start : start + CHUNK]), **options, verbose=False)["input_ids"]
-        rows += [torch.tensor(row, dtype=torch.int32) for row in found]
+        rows += [torch.tensor(row[:most], dtype=torch.int32) for row in found]
     return pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 from benchmarks.sources import data_root
-from benchmarks.texts.folder import as_prompt, jsonl_folder
+from benchmarks.texts.folder import jsonl_folder
+from benchmarks.texts.prompts import as_prompt
 from orchestrator.settings.compose import load_experiment
 
 CL15, TRACE = data_root() / "cl15.tar.gz", data_root() / "trace8.tar.gz"
@@ -293,6 +294,10 @@ def test_a_folder_without_tasks_and_a_missing_one_are_refused(tmp_path: Path) ->
 def test_a_template_is_filled_with_text_and_options() -> None:
     text = "braces {in} a {text}"
     assert as_prompt("{text}\nOne of {options}:", text, ["a", "b c"]) == f"{text}\nOne of a, b c:"
+
+
+def test_a_line_break_in_a_template_may_be_typed_as_in_a_shell() -> None:
+    assert as_prompt(r"Review: {text}\nLabel:\t", r"a\n", ["x"]) == "Review: a\\n\nLabel:\t"
 
 
 @pytest.mark.parametrize(

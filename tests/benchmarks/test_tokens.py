@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.dataset import BenchmarkError
 from benchmarks.formats import Prepared, TextFormat
 from benchmarks.sources import SHARED
-from benchmarks.texts.tokens import load_tokenizer, prepare_texts, tokenise_answers
+from benchmarks.texts.prompts import fitted
+from benchmarks.texts.tokens import load_tokenizer, padded, prepare_texts, tokenise_answers
 from tests.support.pair import WORLD, Pair
 
 STORIES = SHARED.parent / "models" / "stories260K"
@@ -97,6 +99,52 @@ def test_an_answer_has_an_end_token_unless_it_is_cut(around: str) -> None:
     assert rows(tokenise_answers(tokenizer, answers, 3)) == cut
     prepared = prepare_texts(["one"] * 4, answers, TextFormat(around, answers=True), 4, 3)
     assert rows(prepared.answers) == cut
+
+
+def prompt_of(text: str) -> str:
+    return f"{text} four five"
+
+
+def test_a_prompt_that_is_too_long_loses_the_end_of_its_text_and_keeps_its_options(around: str) -> None:
+    tokenizer = load_tokenizer(TextFormat(around, answers=True))
+    texts = ["one two " * 12, "three", "two " * 20]
+    prompts, cut = fitted(tokenizer, texts, [prompt_of] * 3, length=20)
+    assert prompts == [prompt_of(" ".join(["one two"] * 8)), prompt_of("three"), prompt_of(" ".join(["two"] * 16))]
+    assert cut == [0, 2]
+    fits = partial(fitted, texts=texts, makes=[prompt_of] * 3, length=20)
+    for _ in range(2):  # the second time from the cache
+        prepared = prepare_texts(
+            [prompt_of(text) for text in texts], ["one"] * 3, TextFormat(around, answers=True), 20, 3, fits
+        )
+        assert [row[-3:] for row in rows(prepared.inputs)] == [[FOUR, FIVE, END], [-1] * 3, [FOUR, FIVE, END]]
+        shown = "one two " * 5
+        assert prepared.account.lines() == [f"2 texts cut to 20 tokens (first: '{shown} …')"]
+
+
+def test_options_that_leave_no_room_for_a_text_are_refused(around: str) -> None:
+    tokenizer = load_tokenizer(TextFormat(around, answers=True))
+    with pytest.raises(BenchmarkError) as refused:
+        fitted(tokenizer, ["one " * 30], [prompt_of], length=19)
+    assert str(refused.value) == (
+        "benchmark.text.length=19: a prompt's options and what stands around them take 4 tokens and leave too few for "
+        "its text; use 20 or more, or fewer classes a task"
+    )
+    assert fitted(tokenizer, ["one " * 14], [prompt_of], length=19)[1] == [], "a short text needs less"
+
+
+def test_what_is_cut_is_counted(around: str) -> None:
+    """An encoder's texts, and answers: the first has no end token as it was cut, the second one just fits."""
+    assert prepare(around).account.lines() == ["2 texts cut to 4 tokens (first: 'one two three four five …')"]
+    answers = ["one two three", "one two", "five"]
+    assert prepare(around, answers, length=9).account.lines() == [
+        "1 answers cut to 3 tokens (first: 'one two three …')"
+    ]
+
+
+def test_one_endless_answer_does_not_make_all_as_long(around: str) -> None:
+    tokenizer = load_tokenizer(TextFormat(around, answers=True))
+    found = padded(tokenizer, ["one " * 100_000, "two"], 5, add_special_tokens=False)
+    assert found.shape == (2, 5)
 
 
 def test_a_tokenizer_without_end_token_cannot_write(tmp_path: Path) -> None:
