@@ -17,10 +17,11 @@ from torch import Tensor
 from benchmarks import images, texts  # noqa: F401  register their sources
 from benchmarks.account import Account
 from benchmarks.dataset import FREE, SOURCES, BenchmarkError, Dataset, Examples, Records, StreamConfig
-from benchmarks.fingerprint import fingerprint_of
+from benchmarks.fingerprint import fingerprint_of, row_digests
 from benchmarks.formats import Format, TextFormat
 from benchmarks.parts import Part, divide, shared_classes
 from benchmarks.preparation import prepare
+from benchmarks.repeats import note_repeats
 from benchmarks.small_classes import refuse_small, without_small
 from benchmarks.texts.scores import check_score
 
@@ -111,6 +112,7 @@ def build_stream(config: StreamConfig, order_seed: int | None, form: Format) -> 
     account = Account()
     for source in (data.account, train.account, test.account):
         account.include(source)
+    note_repeats(train.content, test.content, account)
     tasks = []
     for index, (part, labels) in enumerate(zip(parts, ranges, strict=False)):
         (own_train, own_validation), (own_test,) = train.examples[index], test.examples[index]
@@ -210,12 +212,16 @@ def split_off(classes: list[Tensor], config: StreamConfig) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Ready:
-    """Prepared examples [part][split], rows prepared just now, what was left out, and what was done with the rest."""
+    """Prepared examples [part][split], rows prepared just now, what was left out, and what was done with the rest.
+
+    ``content``: of all rows the SHA-256, labels, and what they were read from.
+    """
 
     examples: list[list[Examples]]
     fresh: int
     bad: list[str]
     account: Account
+    content: tuple[Tensor, Tensor, list[Any]]
 
 
 def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], config: StreamConfig, form: Format) -> Ready:
@@ -229,14 +235,15 @@ def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], confi
     rows, owners = rows[prepared.kept], owners[prepared.kept]
     labels = new_labels(records.labels[rows], owners, parts, label_ranges(parts, config))
     references = [records.answers[row] for row in rows.tolist()] if records.answers else ()
-    everything = Examples(
-        prepared.inputs, labels, torch.arange(len(rows)), prepared.answers, references, prepared.digests
-    )
+    everyone = torch.arange(len(rows))
+    digests = row_digests(prepared.inputs, everyone) if prepared.digests is None else prepared.digests
+    everything = Examples(prepared.inputs, labels, everyone, prepared.answers, references, digests)
     examples = [[everything.take(among(rows, own)) for own in part] for part in splits]
     for part, own in zip(parts, examples, strict=True):
         if not all(len(split) for split in own):
             raise BenchmarkError(f"benchmark={config.name}: task {part.name!r} has no rows left in one of its splits")
-    return Ready(examples, prepared.fresh, prepared.bad, prepared.account)
+    items = rows.tolist() if isinstance(records.items, Tensor) else [records.items[row] for row in rows.tolist()]
+    return Ready(examples, prepared.fresh, prepared.bad, prepared.account, (digests, labels, items))
 
 
 def new_labels(labels: Tensor, owners: Tensor, parts: list[Part], ranges: list[range]) -> Tensor:

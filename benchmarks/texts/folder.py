@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.archives import data_folder, folders
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import located
-from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
+from benchmarks.texts.assembled import assembled
+from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors write it, and json refuses it
 

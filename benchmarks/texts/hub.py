@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import data_root
-from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row, assembled
+from benchmarks.texts.assembled import assembled
+from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row
 
 if TYPE_CHECKING:
     import datasets

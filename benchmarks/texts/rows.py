@@ -1,16 +1,9 @@
-"""Rows of text tasks: what a good row is, and how the tasks of a stream become one data set.
-
-Every task is a group and has classes of its own, so that two tasks may use the same label word.
-"""
+"""Rows of text tasks: what a good row is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-
-from benchmarks.dataset import FREE, BenchmarkError, Dataset, Records
 
 Label = str | int
 FORMS = "text and label, or prompt and answer"
@@ -48,9 +41,6 @@ class TextTask:
     labels: list[Label] | None = None
 
 
-Numbered = list[tuple[Row, int]]  # rows with their class numbers
-
-
 def as_row(place: str, fields: object) -> Row:
     """Check the fields of one row; RowError says what is wrong."""
     if not isinstance(fields, dict):
@@ -77,8 +67,12 @@ def words(fields: Mapping[str, object], name: str) -> str:
 
 
 def as_label(value: object) -> Label:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("the label is neither a string nor an integer")
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, str | int):
+        raise RowError("the label is neither a text nor a whole number")
     return value if isinstance(value, int) else words({"label": value}, "label")
 
 
@@ -90,79 +84,3 @@ def as_labels(value: object) -> list[Label]:
     if len(set(labels)) < len(labels):
         raise RowError("a label is named twice")
     return labels
-
-
-def assembled(tasks: Iterable[TextTask], bad: list[str], skip_bad: bool) -> Dataset:
-    """Number the classes of all tasks. ``bad`` has the place and reason of rows that were left out so far.
-
-    BenchmarkError for bad rows (unless ``skip_bad``) and for splits without any good one.
-    """
-    class_names: list[str] = []
-    train: list[Numbered] = []
-    test: list[Numbered] = []
-    names: list[str] = []
-    for task in tasks:
-        labels, numbers = labels_of(task, len(class_names))
-        train.append(numbered(task, task.train, numbers, bad))
-        test.append(numbered(task, task.test, numbers, bad))
-        class_names += map(str, labels)
-        names.append(task.name)
-        # A split without a good row would otherwise hide the reason why its rows are bad.
-        if skip_bad or not bad:
-            refuse_empty(task, train[-1], test[-1])
-    if bad and not skip_bad:
-        more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
-        raise BenchmarkError(f"{bad[0]}{more}; correct this, or leave bad rows out with --skip-bad")
-    return Dataset(records(train), records(test), class_names, names, bad)
-
-
-def labels_of(task: TextTask, start: int) -> tuple[list[Label], dict[Label, int]]:
-    """The labels in order, none if the task is free, and the class of each: classes begin at ``start``.
-
-    An integer counts into a given list of words.
-    """
-    if is_free(task):
-        return [], {}
-    found = {row.label for row in task.train.rows if row.label is not None}
-    labels = task.labels or sorted(found, key=lambda label: (isinstance(label, str), label))
-    numbers: dict[Label, int] = {label: start + index for index, label in enumerate(labels)}
-    if task.labels and all(isinstance(label, str) for label in labels):
-        numbers |= {index: start + index for index in range(len(labels))}
-    return labels, numbers
-
-
-def is_free(task: TextTask) -> bool:
-    """The first train row says which form the task has."""
-    return bool(task.train.rows) and task.train.rows[0].label is None
-
-
-def numbered(task: TextTask, split: Split, numbers: Mapping[Label, int], bad: list[str]) -> Numbered:
-    """Rows with their classes; those that do not fit into the task are added to ``bad``."""
-    free = is_free(task)
-    reason = "is not in the task's list of labels" if task.labels else "is in no train row of the task"
-    kept = []
-    for row in split.rows:
-        if (row.label is None) != free:
-            bad.append(f"{row.place}: other fields than the task's first row; all rows need {FORMS}")
-        elif row.label is None:
-            kept.append((row, FREE))
-        elif row.label in numbers:
-            kept.append((row, numbers[row.label]))
-        else:
-            bad.append(f"{row.place}: label {row.label!r} {reason}")
-    return kept
-
-
-def refuse_empty(task: TextTask, train: Numbered, test: Numbered) -> None:
-    for split, rows in ((task.train, train), (task.test, test)):
-        if not rows:
-            raise BenchmarkError(f"{split.place}: no usable row is in it; add some or leave out the task {task.name!r}")
-
-
-def records(tasks: list[Numbered]) -> Records:
-    """All tasks one after another; the group of a row is its task."""
-    rows = [row for task in tasks for row, _ in task]
-    labels = torch.tensor([label for task in tasks for _, label in task])
-    groups = torch.tensor([index for index, task in enumerate(tasks) for _ in task])
-    answers = [row.answer for row in rows] if any(row.answer for row in rows) else []
-    return Records([row.text for row in rows], labels, groups, answers)

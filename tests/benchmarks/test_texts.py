@@ -17,7 +17,9 @@ from benchmarks.dataset import FREE, BenchmarkError, Dataset, StreamConfig
 from benchmarks.sources import data_root
 from benchmarks.texts.folder import jsonl_folder
 from benchmarks.texts.prompts import as_prompt
+from orchestrator.run.session import read_stream
 from orchestrator.settings.compose import load_experiment
+from tests.support import planted
 
 CL15, TRACE = data_root() / "cl15.tar.gz", data_root() / "trace8.tar.gz"
 NEWS = [
@@ -182,8 +184,8 @@ BAD_LINES = {
     "neither form": (b'{"question": "x", "label": "y"}', "fields are missing; a row needs text and label, or"),
     "both forms": (b'{"text": "x", "label": "y", "prompt": "x", "answer": "y"}', "has both forms; a row needs"),
     "text of a wrong type": (b'{"text": 3, "label": "sport"}', "the text is not a string"),
-    "label of a wrong type": (b'{"text": "x", "label": 1.5}', "the label is neither a string nor an integer"),
-    "label that is a boolean": (b'{"text": "x", "label": true}', "the label is neither a string nor an integer"),
+    "label of a wrong type": (b'{"text": "x", "label": 1.5}', "the label is neither a text nor a whole number"),
+    "label that is nothing": (b'{"text": "x", "label": null}', "the label is neither a text nor a whole number"),
     "empty text": (b'{"text": " \\n", "label": "sport"}', "the text is empty"),
     "empty label": (b'{"text": "x", "label": ""}', "the label is empty"),
     "Latin-1": (b'{"text": "caf\xe9", "label": "sport"}', "not UTF-8 (byte 14 of the line)"),
@@ -256,7 +258,7 @@ def test_a_json_file_that_is_no_list_is_refused(tmp_path: Path, mistake: str) ->
         ("{", "labels.json:1: not JSON (Expecting property name enclosed in double quotes); correct the file"),
         ('"sport"', "labels.json: the labels are not a list of strings or integers"),
         ("[]", "labels.json: the labels are not a list of strings or integers"),
-        ('["a", null]', "labels.json: the label is neither a string nor an integer"),
+        ('["a", null]', "labels.json: the label is neither a text nor a whole number"),
         ('["a", "b", "a"]', "labels.json: a label is named twice"),
     ],
 )
@@ -289,6 +291,53 @@ def test_a_folder_without_tasks_and_a_missing_one_are_refused(tmp_path: Path) ->
         f"benchmark.path={tmp_path / 'empty'}: no task in it; each task is a folder with train.jsonl and test.jsonl"
     )
     assert refusal(tmp_path / "none").startswith(f"benchmark.path={tmp_path / 'none'}: not found")
+
+
+ONE_LABEL = [
+    (["cat", "cat ", "\tcat"], ["cat"], True),
+    ([1, "1", 1.0, "2"], ["1", "2"], True),
+    (["caf\u00e9", "cafe\u0301"], ["caf\u00e9"], True),
+    ([True, "true", False], ["false", "true"], False),
+    ([1.0, 2, 1], [1, 2], False),
+    (["Cat", "cat"], ["Cat", "cat"], False),
+]
+
+
+@pytest.mark.parametrize(("labels", "classes", "rewritten"), ONE_LABEL)
+def test_labels_that_mean_the_same_are_one_class(
+    tmp_path: Path, labels: list[Any], classes: list[Any], rewritten: bool
+) -> None:
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
+    folder = written(tmp_path / "mine", {"pets": [rows[0], *rows]})  # test rows are all of them
+    data = read(folder)
+    assert data.class_names == [str(name) for name in classes]
+    found = {note.split(" ", 1)[1].partition(" (")[0]: int(note.split()[0]) for note in data.account.lines()}
+    assert (found.pop("labels written in another way than the rest", 0) > 0) == rewritten
+    assert list(found) == (["labels that differ from another in case alone"] if classes == ["Cat", "cat"] else [])
+
+
+def test_a_label_written_in_another_way_is_named_with_its_line(tmp_path: Path) -> None:
+    rows = [{"text": "purrs", "label": "cat"}, {"text": "meows", "label": "cat "}, {"text": "barks", "label": "dog"}]
+    data = read(written(tmp_path / "mine", {"pets": rows}))
+    place = tmp_path / "mine" / "pets" / "train.jsonl"
+    assert data.account.lines() == [f"2 labels written in another way than the rest (first: {place}:2: 'cat ')"]
+
+
+def test_content_that_is_in_train_and_test_or_has_two_labels_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "pets"
+    texts = {"purrs": "cat", "meows": "cat", "barks": "dog", "growls": "dog"}
+    train = [{"text": text, "label": label} for text, label in texts.items()]
+    folder.mkdir(parents=True)
+    planted.write_rows(folder / "train.jsonl", [*train, {"text": "purrs", "label": "dog"}])
+    planted.write_rows(folder / "test.jsonl", [{"text": "meows", "label": "dog"}, {"text": "howls", "label": "cat"}])
+    settings = ["benchmark=jsonl_folder", f"benchmark.path={tmp_path / 'mine'}", "storage=unused"]
+    stream = read_stream(load_experiment(settings))
+    assert [line.partition(" (")[0] for line in stream.account.lines()] == [
+        "1 train rows that are those of another class too",
+        "1 test rows that are in the train split too",
+        "1 test rows that have another label in the train split",
+    ]
+    assert "(first: 'meows' is 'meows')" in stream.account.lines()[1]
 
 
 def test_a_template_is_filled_with_text_and_options() -> None:
