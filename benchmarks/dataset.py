@@ -70,6 +70,14 @@ class StreamConfig(BaseModel):
         """The settings that leave data out; they stand in the run's name and result."""
         return {name: limit for name in SUBSET if (limit := getattr(self, name)) is not None}
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def as_names(cls, tasks: Any) -> Any:
+        """A list holds names, also where these are digits; numbers with a fraction stay what they are."""
+        if not isinstance(tasks, list | tuple):
+            return tasks
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in tasks]
+
     @field_validator("tasks")
     @classmethod
     def some(cls, tasks: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:

@@ -23,6 +23,7 @@ from methods import method_class, method_names
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 from orchestrator.settings.files import CONFIGS, GROUPS
+from orchestrator.settings.text import as_typed
 
 Model = TypeVar("Model", bound=BaseModel)
 USUAL = ("micro_vit", "auto")  # a run's name leaves these out
@@ -71,12 +72,12 @@ def composed_files(chosen: dict[str, str]) -> Any:
 
 
 def parse(setting: str) -> Override:
-    """``key=value`` in Hydra's grammar."""
+    """``key=value`` in Hydra's grammar, or as typed where the value means text."""
     key = setting.split("=")[0]
     if "=" not in setting:
         raise UserError(f"{setting}: settings are written key=value{nearest(key, setting_names())}")
     try:
-        override = OverridesParser.create().parse_override(setting)
+        override = OverridesParser.create().parse_override(as_typed(setting))
     except HydraException as error:
         raise UserError(f"{setting}: {first_line(error)}; quote values with spaces or brackets") from None
     if override.type is None or override.is_sweep_override() or override.is_delete() or override.is_add():

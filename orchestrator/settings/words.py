@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.settings.compose import load_experiment, option_names
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.text import quoted
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 MEANING = ("null", "true", "false", "nan", "inf", "none", "yes", "no", "on", "off")  # not text where they stand bare
@@ -57,9 +58,3 @@ def written(value: Any) -> str:
     if isinstance(value, str):
         return value if PLAIN.fullmatch(value) and value.lower() not in MEANING else quoted(value)
     return json.dumps(value)
-
-
-def quoted(text: str) -> str:
-    """Backslashes count as two in front of a quote, of the end, and of ``${``, which would refer to a setting."""
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
-    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text) + '"'

@@ -20,6 +20,7 @@ from orchestrator.settings.compose import (
 )
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
+from orchestrator.settings.words import words_of
 
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 NAME_RULE = "use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit"
@@ -103,7 +104,6 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["train=5"],
         "train=5: should be a valid dictionary or instance of TrainConfig",
     ),
-    "number for a name": (["name=12"], "name=12: should be a valid string"),
     "rank 0": (["method.rank=0"], "method.rank=0: should be greater than 0"),
     "sparsity above 1": (["method.sparsity=1.2"], "method.sparsity=1.2: should be less than 1"),
     "negative workers": (["scale.workers=-1"], "scale.workers=-1: should be greater than or equal to 0"),
@@ -158,11 +158,41 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_way_out(mistake: str) 
     assert refusal(*settings) == expected
 
 
-@pytest.mark.parametrize("setting", ["method.rank=[1", "name=a b c=d", "a..b=3", "method.rank=abs(3)"])
+@pytest.mark.parametrize("setting", ["method.rank=[1", "seed=a b c=d", "a..b=3", "method.rank=abs(3)"])
 def test_what_cannot_be_parsed_is_repeated_with_advice(setting: str) -> None:
     message = refusal(setting)
     assert message.startswith(f"{setting}: ")
     assert "\n" not in message
+
+
+TYPED = [
+    "/data/Fotos für Tim", "/data/猫", "/data/My Photos (1)", "/data/a,b", "/data/a=b", "/data/50% [x]{y}", "2024",
+    "true", "a${b}", "C:\\new", "it's", 'a "b" c', "#1", "a: b", "1e3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_setting_that_means_text_is_taken_as_typed(typed: str) -> None:
+    """And what the project writes to repeat a run reads back as the same."""
+    settings = [f"benchmark.path={typed}", f"benchmark.text.template={typed}", f"tracking.experiment={typed}"]
+    experiment = load_experiment(settings)
+    assert (str(experiment.benchmark.path), experiment.tracking.experiment) == (typed, typed)
+    assert experiment.benchmark.text.template == typed
+    assert load_experiment(words_of(experiment)).benchmark == experiment.benchmark
+
+
+def test_names_may_be_numbers_and_quotes_mean_what_they_do_in_hydra() -> None:
+    assert load_experiment(["name=20240501"]).name == load_experiment(["name='20240501'"]).name == "20240501"
+    assert load_experiment(["name=null"]).name == "treelora-split_digits-seed0"
+    assert load_experiment(["benchmark.path=null"]).benchmark.path is None
+    assert load_experiment(["backbone.pretrained=false"]).backbone.pretrained is False
+    assert load_experiment(["storage=~/x"]).storage == Path.home() / "x"
+
+
+def test_a_list_of_names_may_hold_digits() -> None:
+    tasks = load_experiment(["benchmark=jsonl_folder", "benchmark.tasks=[3,one,10]"]).benchmark.tasks
+    assert tasks == ("3", "one", "10")
+    assert load_experiment(["benchmark.tasks=3"]).benchmark.tasks == 3
 
 
 def test_experiments_cannot_be_changed() -> None:
