@@ -72,13 +72,14 @@ def sweep(
     experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
     from orchestrator.pages.console import output, sweep_summary
     from orchestrator.records.address import tracking_uri
-    from orchestrator.sweep import launch_sweep
+    from orchestrator.sweep import check_complete, launch_sweep
 
     summary = launch_sweep(experiment)
     if as_json:
         print(json.dumps(summary))
     else:
         output.print(*sweep_summary(experiment, summary, tracking_uri(experiment)), sep="\n", crop=False)
+    check_complete(summary)
 
 
 def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
@@ -295,7 +296,10 @@ def watch(
 
 
 def main() -> None:
-    """Errors that a user can mend are one line and exit code 2; Ctrl-C is 130."""
+    """Exit codes: 0 where all that was asked for is done, 1 where a trial or a row failed, 2 for what users can mend.
+
+    Ctrl-C is 130. An error is one line, the last one.
+    """
     from orchestrator.settings.errors import UserError
 
     try:
@@ -303,7 +307,8 @@ def main() -> None:
     except CommandLineError as error:
         code = refuse(getattr(error, "format_message", error.__str__)())
     except UserError as error:
-        code = refuse(str(error))
+        refuse(str(error))
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)

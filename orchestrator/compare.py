@@ -19,7 +19,7 @@ from orchestrator.run.folder import is_finished
 from orchestrator.run.lock import held
 from orchestrator.run.trials import Rows, Work
 from orchestrator.settings.config import Experiment
-from orchestrator.settings.errors import UserError
+from orchestrator.settings.errors import IncompleteError, UserError
 from orchestrator.study import Study, experiments, full_name, row_named
 
 Plan = dict[str, dict[str, list[Experiment]]]  # group -> label -> the runs of all seeds
@@ -52,7 +52,7 @@ def run_study(file: Path, study: Study, output: Path, settings: list[str], repea
     if comparison.errors:
         (key, error), *_ = comparison.errors.items()
         failed = f"{len(comparison.errors)} of {comparison.total} runs failed; the first, {key}: {error}"
-        raise UserError(f"{file}: {failed}; the same command tries them again")
+        raise IncompleteError(f"{file}: {failed}; the same command tries them again")
     return {
         full_name(group, label): runs for group, rows in comparison.results().items() for label, runs in rows.items()
     }

@@ -23,6 +23,7 @@ from orchestrator.search.searchers import number_of_trials
 from orchestrator.search.space import check_space, space_of
 from orchestrator.search.summary import completed, summarise
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import IncompleteError
 
 if TYPE_CHECKING:
     from orchestrator.records.tracking import Tracker
@@ -47,6 +48,16 @@ def launch_sweep(experiment: Experiment) -> dict[str, Any]:
             summary = sweep.run()
             register_winner(experiment, summary)
     return summary
+
+
+def check_complete(summary: dict[str, Any]) -> None:
+    """IncompleteError where a trial has failed, or the choice is not confirmed though that was asked for."""
+    failed = sum(trial["status"] == "failed" for trial in summary["trials"])
+    if failed:
+        name, total = summary["name"], len(summary["trials"])
+        raise IncompleteError(f"{name}: {failed} of {total} trials failed; the same command tries them again")
+    if not summary["complete"]:
+        raise IncompleteError(f"{summary['name']}: the choice is not confirmed; the same command goes on")
 
 
 def check_sweep(experiment: Experiment) -> tuple[int, list[str]]:

@@ -19,6 +19,8 @@ import torch
 
 from orchestrator.run.lock import held
 from orchestrator.settings.compose import GROUPS, option_names
+from orchestrator.settings.config import Experiment
+from tests.support.planted_runs import plant
 
 COMMANDS = ("train", "sweep", "compare", "tree", "report", "export", "sync", "register", "methods", "benchmarks")
 COMMANDS += ("options", "submit", "jobs", "logs", "stop", "watch")
@@ -315,6 +317,28 @@ def test_a_finished_run_is_not_overwritten_by_one_with_other_settings(
         f"name={NAME}: {storage / NAME} holds a run with {holds}; choose another name=… or remove that folder"
     )
     assert contents(storage) == before
+
+
+def failing(experiment: Experiment) -> float:
+    if experiment.method.rank == 3:  # type: ignore[attr-defined]
+        raise ZeroDivisionError("planted")
+    return 0.5
+
+
+def test_a_command_of_which_a_part_failed_ends_with_1_and_says_so_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep and a study; once all can be done, the same command ends with 0."""
+    common = [f"storage={tmp_path / 'runs'}", "sweep.concurrent=1", *TINY]
+    sweep = ["sweep", "name=s", "sweep.space.method.rank=[2,3]", "sweep.confirm=0", *common]
+    study = ["compare", "methods=[lora]", "method.rank=3", *common, f"--output={tmp_path / 'page.md'}"]
+    plant(monkeypatch, failing, tasks=2)
+    for command, said in ((sweep, "s: 1 of 2 trials failed"), (study, "1 of 1 runs failed")):
+        assert call(*command) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert said in last and last.endswith("the same command tries them again")
+    plant(monkeypatch, lambda experiment: 0.5, tasks=2)
+    assert call(*sweep) == 0
 
 
 def test_a_run_that_is_under_way_is_not_started_again(
