@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -22,6 +23,12 @@ class BackboneConfig(BaseModel):
     )
     image_size: int | None = Field(None, gt=0, description="side of the images in pixels; null: the model's own")
     gguf_file: str | None = Field(None, description="file in the folder, where the weights are GGUF")
+
+    @field_validator("name")
+    @classmethod
+    def without_hub(cls, name: str) -> str:
+        """timm's models are on the hub as ``timm/NAME``, and known to timm as NAME."""
+        return re.sub(r"^(hf[-_]hub:)?timm/", "", name)
 
     @field_validator("pretrained")
     @classmethod

@@ -26,6 +26,11 @@ from benchmarks.sources import models_root
 
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
 LINEAR = (nn.Linear, Conv1D)  # what can be adapted; GPT-2 has the second kind
+# Their first position is the one behind the padding's number, so that the places up to it are never used.
+BEHIND_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 AUTO = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
 
 
@@ -76,7 +81,10 @@ def position_limit(config: BackboneConfig) -> int | None:
     """The most tokens that the backbone has positions for; None where there is no limit."""
     found = architecture(config.name, config.gguf_file).get_text_config()
     # T5 has relative positions, and no such field.
-    return getattr(found, "max_position_embeddings", None)
+    limit = getattr(found, "max_position_embeddings", None)
+    if limit is None or found.model_type not in BEHIND_PADDING:
+        return limit
+    return int(limit - 1 - (found.pad_token_id if found.pad_token_id is not None else 1))
 
 
 def gguf(file: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
 
 from benchmarks.dataset import BenchmarkError, StreamConfig
 from benchmarks.formats import ImageFormat, TextFormat
@@ -16,6 +17,7 @@ from benchmarks.models.backbones import check_backbone, input_format
 from benchmarks.models.classifier import ImageClassifier, TextClassifier
 from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
+from benchmarks.models.language import position_limit
 from benchmarks.models.writer import Decoder, EncoderDecoder
 from benchmarks.sources import models_root
 from benchmarks.stream import build_stream
@@ -67,6 +69,26 @@ def test_texts_are_read_with_the_tokenizer_of_the_folder_up_to_its_positions(
     tiny_models: dict[str, Path], kind: str, answers: bool
 ) -> None:
     assert input_format(named(tiny_models[kind])) == TextFormat(str(tiny_models[kind]), answers, None, POSITIONS)
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("roberta", 1), ("mpnet", 1), ("xlm-roberta", 5)])
+def test_positions_up_to_the_paddings_number_are_not_counted(tmp_path: Path, kind: str, padding: int) -> None:
+    """As many tokens as the limit says are read, and one more is beyond the table of positions."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    about = AutoConfig.for_model(kind, **sizes, intermediate_size=16, max_position_embeddings=34, pad_token_id=padding)
+    model = AutoModel.from_config(about)
+    model.save_pretrained(tmp_path)
+    limit = position_limit(named(tmp_path))
+    assert limit == 34 - padding - 1
+    tokens = torch.full((1, limit + 1), padding + 1)
+    assert model(input_ids=tokens[:, :limit]).last_hidden_state.shape == (1, limit, 16)
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(input_ids=tokens)
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224.augreg_in21k", "hf-hub:timm/vit_tiny_patch16_224"])
+def test_a_model_of_timm_may_be_named_as_on_the_hub(name: str) -> None:
+    assert input_format(BackboneConfig(name=name)) == ImageFormat(224)
 
 
 def test_relative_positions_have_no_limit(tiny_models: dict[str, Path]) -> None:
