@@ -2,6 +2,7 @@
 
     FOLDER/adapter_config.json, adapter_model.safetensors    # PeftModel.from_pretrained(backbone, FOLDER)
     FOLDER/head.safetensors                                  # not of a model that writes its answers
+    FOLDER/model.json                                        # class names in the order of labels, how inputs are made
 
 ``backbone`` is the pre-trained model that the run adapted: timm's with ``num_classes=0``, or that of transformers.
 PeftModel asks for no ``config`` attribute. The head's tensors are called ``parts.<task>.weight`` and ``.bias``, with
@@ -14,16 +15,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from benchmarks.models.classifier import ImageClassifier
+from benchmarks.models.predictor import ABOUT
 from orchestrator.run import checkpoint
+from orchestrator.run.checkpoint import write_json
 from orchestrator.run.service import make_service
 from orchestrator.run.session import Session
 from orchestrator.run.sharding import Place
-from orchestrator.run.trained import head_tensors, save
+from orchestrator.run.trained import about, head_tensors, kind_of, save
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 from orchestrator.tree_source import experiment_of
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
 PEFT_PREFIX = "base_model.model."
+TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -59,8 +64,7 @@ def export_run(run: str, folder: Path, settings: list[str]) -> Exported:
         pairs = session.learner.method.pairs()
     except ValueError as error:
         raise UserError(f"{run}: {error}") from None
-    of_backbone = {name.removeprefix("backbone."): pair for name, pair in pairs.items()}
-    write(folder, experiment.backbone.name, of_backbone, head_tensors(session.learner.model))
+    write_adapter(session, folder, pairs)
     position = session.position
     return Exported(experiment.name, folder, f"tasks learned: {position.task}, steps of the next: {position.step}")
 
@@ -90,7 +94,24 @@ def run_with_checkpoint(run: str, settings: list[str]) -> Experiment:
     return experiment
 
 
-def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) -> None:
+def write_adapter(session: Session, folder: Path, pairs: Pairs) -> None:
+    """The low-rank update ``pairs`` of the session's model, with its head and what is known about it."""
+    backbone = session.experiment.backbone.name
+    of_backbone = {name.removeprefix("backbone."): pair for name, pair in pairs.items()}
+    config = lora_config(backbone, of_backbone, TASK_TYPES.get(kind_of(session.experiment)))
+    write(folder, config, of_backbone, head_tensors(session.learner.model), about(session) | inputs(session))
+
+
+def inputs(session: Session) -> dict[str, Any]:
+    """How an image becomes what the backbone reads; of texts, the settings of ``about`` say it."""
+    model = session.learner.model
+    if not isinstance(model, ImageClassifier):
+        return {}
+    pixels = {"size": model.size, "mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+    return {"pixels": pixels | {"range": [0, 1], "resize": "short side, bicubic", "crop": "centre"}}
+
+
+def write(folder: Path, config: LoraConfig, pairs: Pairs, head: dict[str, Tensor], known: dict[str, Any]) -> None:
     """Write beside and rename, so that ``folder`` is there whole or not at all.
 
     ``pairs``: name of the backbone's module -> A [rank, in] and B [out, rank].
@@ -100,8 +121,9 @@ def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) ->
         # Beside it, as a rename does not cross file systems.
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
             new = Path(beside) / folder.name
-            lora_config(backbone, pairs).save_pretrained(str(new))
+            config.save_pretrained(str(new))
             save(new / ADAPTER, adapter_tensors(pairs))
+            write_json(new / ABOUT, known)
             if head:
                 save(new / HEAD, head)
             new.rename(folder)
@@ -109,8 +131,8 @@ def write(folder: Path, backbone: str, pairs: Pairs, head: dict[str, Tensor]) ->
         raise unwritable(folder, error) from None
 
 
-def lora_config(backbone: str, pairs: Pairs) -> LoraConfig:
-    """Every module by its whole name, with the scale alpha / rank = 1."""
+def lora_config(backbone: str, pairs: Pairs, task_type: str | None = None) -> LoraConfig:
+    """Every module by its whole name, with the scale alpha / rank = 1; AutoPeftModel loads by ``task_type``."""
     from peft import LoraConfig  # takes longer to import than torch
 
     ranks = {name: len(down) for name, (down, _) in pairs.items()}
@@ -119,6 +141,7 @@ def lora_config(backbone: str, pairs: Pairs) -> LoraConfig:
     others = {f"^{name}": own for name, own in ranks.items() if own != rank}
     return LoraConfig(
         base_model_name_or_path=backbone,
+        task_type=task_type,
         inference_mode=True,
         r=rank,
         lora_alpha=rank,

@@ -17,7 +17,7 @@ from orchestrator.run.checkpoint import read_json
 from orchestrator.run.service import make_service
 from orchestrator.run.session import Session
 from orchestrator.run.sharding import Place
-from orchestrator.run.trained import Trained, example, head_tensors, write_model
+from orchestrator.run.trained import Trained, example, write_model
 from orchestrator.settings.compose import load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -100,6 +100,5 @@ def write_adapter(session: Session, folder: Path) -> Path | None:
     except ValueError as error:
         say(f"model: no adapter goes with it ({error})")
         return None
-    of_backbone = {name.removeprefix("backbone."): pair for name, pair in pairs.items()}
-    export.write(folder, session.experiment.backbone.name, of_backbone, head_tensors(session.learner.model))
+    export.write_adapter(session, folder, pairs)
     return folder

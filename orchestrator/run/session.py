@@ -141,6 +141,7 @@ class Session:
             "order_seed": experiment.order_seed,
             "config": experiment.model_dump(mode="json", exclude={"storage"}),  # a folder may be moved
             "task_names": [task.name for task in self.stream.tasks],
+            "class_names": self.stream.class_names,
             "scenario": self.stream.scenario,
             "scores": [task.score for task in self.stream.tasks],
             "subset": experiment.benchmark.subset,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from methods.base import Method
 from methods.lora import LoRA
-from orchestrator.export import export_run, write
+from orchestrator.export import export_run, lora_config, write
 from orchestrator.launch import train
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
@@ -39,7 +39,7 @@ Small = Callable[..., Experiment]
 Refused = Callable[[str, Path, Path], str]
 ROUNDING = 1e-4
 WEIGHTS = "adapter_model.safetensors"
-FILES = ["adapter_config.json", WEIGHTS, "head.safetensors"]
+FILES = ["adapter_config.json", WEIGHTS, "head.safetensors", "model.json"]
 
 
 class Recorder:
@@ -164,7 +164,10 @@ def test_a_model_that_writes_gets_the_likelihoods_of_the_runs_last_evaluation_an
     train(experiment)
     arguments, expected = seen.arguments, seen.answer
     folder = exported(experiment, tmp_path / "adapter")
-    assert sorted(entry.name for entry in folder.iterdir()) == FILES[:2]
+    assert sorted(entry.name for entry in folder.iterdir()) == [*FILES[:2], FILES[3]]
+    if kind != "t5":  # of the language-modelling classes, by the kind of task that the adapter names
+        loaded = AutoPeftModelForCausalLM.from_pretrained(str(folder))
+        assert loaded.peft_config["default"].task_type == "CAUSAL_LM"
     adapted, plain = with_peft(experiment, folder), fresh(experiment)
     assert isinstance(adapted, AnswerWriter) and isinstance(plain, AnswerWriter)
     with torch.no_grad():
@@ -195,7 +198,7 @@ def test_each_module_can_have_a_rank_of_its_own(tmp_path: Path, ranks: tuple[int
         down, up = torch.randn(rank, layer.in_features), torch.randn(layer.out_features, rank)
         pairs[name] = down, up
         layer.weight.data += up @ down
-    write(tmp_path / "adapter", "nested", pairs, {})
+    write(tmp_path / "adapter", lora_config("nested", pairs), pairs, {}, {})
     assert torch.allclose(PeftModel.from_pretrained(model, str(tmp_path / "adapter"))(x), expected(x), atol=1e-5)
 
 
@@ -232,6 +235,15 @@ def test_the_settings_name_the_backbone_and_every_module_at_scale_one(stopped: E
     assert (about["r"], about["lora_alpha"], about["lora_dropout"]) == (2, 2, 0.0)
     assert sorted(about["target_modules"]) == [f"blocks.{block}.attn.qkv" for block in range(6)]
     assert about["rank_pattern"] == about["alpha_pattern"] == {}
+
+
+def test_class_names_in_the_order_of_labels_and_the_pixels_go_with_an_adapter(
+    stopped: Experiment, tmp_path: Path
+) -> None:
+    known = read_json(exported(stopped, tmp_path / "adapter") / "model.json")
+    stream = read_stream(stopped)
+    assert known["class_names"] == stream.class_names and known["tasks"][0]["options"] == stream.tasks[0].options
+    assert (known["pixels"]["size"], known["pixels"]["mean"]) == (32, [0.5] * 3)
 
 
 def test_a_run_on_workers_is_exported_here_and_a_folder_names_it(stopped: Experiment, tmp_path: Path) -> None:
