@@ -48,10 +48,13 @@ def check(experiment: Experiment) -> list[str]:
 
 
 def check_room(experiments: Sequence[Experiment]) -> None:
-    """Whether runs that need Ray fit on this machine; another cluster is asked once it is joined."""
-    if on_ray(experiments) and not os.environ.get("RAY_ADDRESS"):
+    """Whether runs that need Ray fit on this machine; another cluster has to answer, and is asked once it is joined."""
+    if on_ray(experiments):
         from orchestrator.cluster import room
+        from orchestrator.cluster.address import cluster_address
 
+        if cluster_address():
+            return
         for experiment in experiments:
             room.check_room(experiment, room.this_machine())
 

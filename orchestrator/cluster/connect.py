@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
+from orchestrator.cluster.address import cluster_address
 from orchestrator.cluster.room import check_room, nodes_of_cluster
 from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
 
 
 @contextmanager
@@ -20,11 +22,12 @@ def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
     ``RAY_ADDRESS`` names a cluster to join, and is set inside a job. Otherwise one is started here, with everything
     bound to 127.0.0.1 (see this package's ``__init__``). UserError where it has no room for one of ``experiments``.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if address:
-        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        context = join(address)
     else:
         context = ray.init(
+            address="local",  # not one that somebody else has started on this machine
             # The actor that frees a stopped trial's placement group needs this process; without it the CPUs stay taken.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -39,11 +42,19 @@ def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
         ray.shutdown()
 
 
+def join(address: str) -> Any:
+    """Ray's context; UserError where what answers is no cluster of this version, or does not let this user in."""
+    try:
+        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"RAY_ADDRESS={address}: the cluster cannot be joined ({reason})") from None
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """The cluster of ``RAY_ADDRESS``, else the one that runs on this machine; nothing is started."""
-    address = os.environ.get("RAY_ADDRESS") or "auto"
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    join(cluster_address() or "auto")
     try:
         yield
     finally:
