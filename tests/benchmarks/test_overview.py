@@ -15,9 +15,10 @@ from benchmarks.stream import build_stream
 
 
 def records(*counts: int) -> Records:
-    """So many black images of each class."""
+    """So many images of each class, all different."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return Records(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels)
+    generator = torch.Generator().manual_seed(sum(counts))
+    return Records(torch.randint(256, (len(labels), 3, 8, 8), dtype=torch.uint8, generator=generator), labels)
 
 
 def overview_of(tasks: int) -> dict[str, Any]:
