@@ -25,7 +25,7 @@ from benchmarks.models.predictor import ABOUT
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.service import make_service
-from orchestrator.run.session import Session
+from orchestrator.run.session import Session, stream_without_rows
 from orchestrator.run.sharding import Place
 from orchestrator.run.trained import about, head_tensors, kind_of, save
 from orchestrator.settings.config import Experiment
@@ -58,7 +58,8 @@ def export_run(run: str, folder: Path, settings: list[str]) -> Exported:
     folder = folder.expanduser().absolute()
     check_output(folder)
     experiment = run_with_checkpoint(run, settings)
-    session = Session(experiment, Place(), make_service(experiment), lambda metrics: None)
+    stream = stream_without_rows(experiment)
+    session = Session(experiment, Place(), make_service(experiment), lambda metrics: None, stream)
     session.resume()
     try:
         pairs = session.learner.method.pairs()

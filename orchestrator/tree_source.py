@@ -10,7 +10,7 @@ from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
 from orchestrator.run.learner import part
 from orchestrator.run.service import make_service
-from orchestrator.run.session import read_stream
+from orchestrator.run.session import stream_without_rows
 from orchestrator.settings.compose import checked, load_experiment
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -85,4 +85,4 @@ def of_checkpoint(experiment: Experiment) -> FoundTree | None:
 
 
 def task_names(experiment: Experiment) -> list[str]:
-    return [task.name for task in read_stream(experiment).tasks]
+    return [task.name for task in stream_without_rows(experiment).tasks]

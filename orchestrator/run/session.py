@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.backbones import input_format
+from benchmarks.outline import outline_of, stream_of
 from benchmarks.overview import overview
 from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
@@ -44,7 +45,7 @@ class Search(Chooser, Protocol):
 
 
 class Session:
-    """Everything that one worker needs to take part in a run."""
+    """Everything that one worker needs to take part in a run; its data are read unless ``stream`` is given."""
 
     def __init__(
         self,
@@ -52,10 +53,11 @@ class Session:
         place: Place,
         search: Search | None,
         report: Callable[[dict[str, Any]], None],
+        stream: TaskStream | None = None,
     ) -> None:
         self.experiment, self.place, self.search, self.report = experiment, place, search, report
         forget_peak(place.device)
-        self.stream = read_stream(experiment)
+        self.stream = read_stream(experiment) if stream is None else stream
         self.learner = Learner(experiment, self.stream, place, search)
         self.position = Position()
         self.earlier, self.started = 0.0, time.perf_counter()
@@ -102,6 +104,7 @@ class Session:
             tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
         if self.place.rank == 0:
             values |= {"position": position.as_dict(), "seconds": self.seconds(), "data": self.stream.fingerprint}
+            values["stream"] = outline_of(self.stream)
             checkpoint.save(self.experiment.folder, tensors, values)
 
     def stepped(self, position: Position, steps: int) -> None:
@@ -180,6 +183,13 @@ def read_stream(experiment: Experiment) -> TaskStream:
         return build_stream(experiment.benchmark, experiment.order_seed, input_format(experiment.backbone))
     except BenchmarkError as error:
         raise UserError(str(error)) from None
+
+
+def stream_without_rows(experiment: Experiment) -> TaskStream:
+    """The stream as the run's newest checkpoint has it, so that the data may be gone; read where it has none."""
+    found = checkpoint.load(experiment.folder)
+    outline = found[1].get("stream") if found else None  # checkpoints of earlier versions lack it
+    return stream_of(outline) if outline else read_stream(experiment)
 
 
 def task_metrics(position: Position, task: int) -> dict[str, Any]:

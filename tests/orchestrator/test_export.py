@@ -259,6 +259,24 @@ def test_a_run_on_workers_is_exported_here_and_a_folder_names_it(stopped: Experi
         assert all((folder / name).read_bytes() == (here / name).read_bytes() for name in FILES[1:])
 
 
+@pytest.mark.parametrize("method", ["lora", "treelora"])
+def test_data_that_are_gone_are_not_needed(
+    tmp_path: Path, cache: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.classes(tmp_path / "data", "ant", "bee", "cow", "dog")
+    settings = [f"method={method}", "benchmark=image_folder", f"benchmark.path={tmp_path / 'data'}", "name=a"]
+    experiment = small_experiment(tmp_path, *settings, "benchmark.tasks=2", "checkpoint.every=1", "train.epochs=1")
+    train_until(experiment, 1, 1)
+    here = exported(experiment, tmp_path / "here")
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(cache)
+    gone = exported(experiment, tmp_path / "gone")
+    assert all((here / name).read_bytes() == (gone / name).read_bytes() for name in FILES)
+    if method == "treelora":
+        assert call("tree", "a", f"storage={experiment.storage}") == 0
+        assert "ant, bee" in capsys.readouterr().out
+
+
 # --- what is refused ---
 
 
