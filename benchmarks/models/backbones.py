@@ -39,6 +39,8 @@ def check_backbone(config: BackboneConfig, head: HeadConfig) -> None:
             raise BenchmarkError(
                 f"head.kind={head.kind}: {config.name} writes its answers without a head; leave head out"
             )
+    else:
+        image_size(config)
     named_file(config)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,13 @@ MICRO_VIT_WEIGHTS = Path(__file__).parents[1] / "weights" / "micro_vit.safetenso
 
 
 def own_image_size(name: str) -> int:
-    """Side in pixels that the model was pre-trained with."""
-    pretrained = timm.get_pretrained_cfg(name)
+    """Side in pixels that the model was pre-trained with; BenchmarkError where timm has no such weights."""
+    try:
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        model = name.split(".")[0]
+        there = ", ".join(timm.list_pretrained(f"{model}.*")) or f"{model} alone"
+        raise BenchmarkError(f"backbone.name={name}: timm has no such weights of {model}; it has {there}") from None
     return pretrained.input_size[-1] if pretrained else 224
 
 
@@ -85,9 +93,46 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 def load_weights(backbone: nn.Module, file: Path, config: BackboneConfig) -> None:
     """Load all weights of the backbone from safetensors; a classifier in the file is left out."""
-    tensors = {name: tensor for name, tensor in read_weights(file).items() if not name.startswith("head.")}
-    try:
-        backbone.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise BenchmarkError(f"backbone.pretrained={file}: not the weights of {config.name} ({reason})") from None
+    wanted = backbone.state_dict()
+    tensors = by_own_names(read_weights(file), wanted, file)
+    wrong = differences(tensors, wanted, classifiers(backbone))
+    if wrong:
+        raise BenchmarkError(f"backbone.pretrained={file}: not the weights of {config.name} ({'; '.join(wrong)})")
+    backbone.load_state_dict(tensors, strict=False)
+
+
+def by_own_names(tensors: dict[str, Tensor], wanted: Iterable[str], file: Path) -> dict[str, Tensor]:
+    """Without what training programs put before all names, as ``module.`` or ``model.backbone.``."""
+    wanted = set(wanted)
+    dots = [(name, place) for name in tensors for place in (0, *(m.end() for m in re.finditer(r"\.", name)))]
+    found = Counter(name[:place] for name, place in dots if name[place:] in wanted)
+    whole = [prefix for prefix, count in found.items() if count == len(wanted)]
+    if len(whole) > 1:
+        names = " and ".join(f"{prefix}…" for prefix in whole)
+        raise BenchmarkError(f"backbone.pretrained={file}: has all weights more than once ({names}); keep one of them")
+    prefix = max(found, key=lambda one: found[one], default="")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    """How the names of a classifier's weights begin."""
+    own = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ("head", *([own] if isinstance(own, str) else own)))
+
+
+def differences(tensors: dict[str, Tensor], wanted: dict[str, Tensor], classifiers: tuple[str, ...]) -> list[str]:
+    """What is missing, too much, or of another shape, in words."""
+    # Files of old have no counts of batches, and nothing reads them in evaluation.
+    missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [name for name in tensors if name not in wanted and not name.startswith(classifiers)]
+    other = [
+        f"{name} {list(tensors[name].shape)} and not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "not in the model": extra, "of another shape": other}
+    return [f"{kind}: {first_of(names)}" for kind, names in kinds.items() if names]
+
+
+def first_of(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

@@ -27,8 +27,20 @@ def named_file(config: BackboneConfig) -> Path | None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in float32."""
+    """All tensors of a safetensors file, in float32; BenchmarkError for any other, pickles among them."""
+    if is_pickle(file):
+        code = f"save_file(torch.load({file.name!r}, weights_only=True), {file.stem + '.safetensors'!r})"
+        raise BenchmarkError(
+            f"backbone.pretrained={file}: a file of torch.save, which may run code when it is read; convert it with "
+            f"safetensors.torch.{code}"
+        )
     try:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except SafetensorError as error:
         raise BenchmarkError(f"backbone.pretrained={file}: not a safetensors file ({error})") from None
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether torch wrote it: as a zip, or in the old form as a bare pickle."""
+    with file.open("rb") as opened:
+        return opened.read(2) in (b"PK", b"\x80\x02")

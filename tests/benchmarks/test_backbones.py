@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.dataset import BenchmarkError
+from benchmarks.formats import ImageFormat
 from benchmarks.model_card import datasets, frozen_accuracy
-from benchmarks.models.backbones import check_backbone
+from benchmarks.models.backbones import check_backbone, input_format
 from benchmarks.models.config import BackboneConfig
 from benchmarks.models.heads import HeadConfig
-from benchmarks.models.vision import MICRO_VIT_WEIGHTS
+from benchmarks.models.vision import MICRO_VIT_WEIGHTS, load_weights
 from benchmarks.sources import data_root
 from tests.support.models import classifier
 
@@ -75,3 +77,82 @@ def test_wrong_names_and_files_are_told(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BenchmarkError, match="not the weights of micro_vit"):
         classifier(BackboneConfig(pretrained=tmp_path / "other.safetensors"), 2)
+
+
+VIT = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return classifier(BackboneConfig(name=VIT, pretrained=False), 7).backbone.state_dict()
+
+
+def from_file(folder: Path, tensors: dict[str, torch.Tensor], name: str = VIT) -> dict[str, torch.Tensor]:
+    save_file(tensors, folder / "weights.safetensors")
+    return classifier(BackboneConfig(name=name, pretrained=folder / "weights.safetensors"), 7).backbone.state_dict()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "backbone.", "model.backbone.", "0.auto_model."])
+def test_weights_are_found_behind_a_prefix_and_beside_a_classifier(
+    tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str
+) -> None:
+    file = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    found = from_file(tmp_path, file | {f"{prefix}head.weight": torch.zeros(3, 192), "head.bias": torch.zeros(3)})
+    assert found.keys() == weights.keys() and all(torch.equal(t, weights[name]) for name, t in found.items())
+
+
+def test_norms_that_a_model_has_below_its_head_are_read(tmp_path: Path) -> None:
+    expected = classifier(BackboneConfig(name="mobilevit_xxs", pretrained=False), 7).backbone.state_dict()
+    without_counts = {name: tensor for name, tensor in expected.items() if "num_batches" not in name}
+    found = from_file(tmp_path, without_counts | {"head.fc.weight": torch.zeros(2, 320)}, "mobilevit_xxs")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in without_counts.items())
+    norm = timm.create_model("convnext_atto", num_classes=0)
+    assert "head.norm.weight" in norm.state_dict()
+    norm.head.norm.weight.data.fill_(3)
+    save_file(norm.state_dict(), tmp_path / "norm.safetensors")
+    other = timm.create_model("convnext_atto", num_classes=0)
+    load_weights(other, tmp_path / "norm.safetensors", BackboneConfig(name="convnext_atto"))
+    assert torch.equal(other.head.norm.weight, norm.head.norm.weight)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    def told(**tensors: torch.Tensor) -> str:
+        changed = {name: tensor for name, tensor in (weights | tensors).items() if len(tensor)}
+        with pytest.raises(BenchmarkError) as caught:
+            from_file(tmp_path, {f"model.{name}": tensor for name, tensor in changed.items()})
+        return str(caught.value).removeprefix(f"backbone.pretrained={tmp_path}/weights.safetensors: ")
+
+    none, some = torch.empty(0), torch.zeros(2, 3)
+    start = f"not the weights of {VIT} ("
+    assert told(cls_token=none, pos_embed=none) == f"{start}missing: cls_token and 1 more)"
+    assert told(more=some) == f"{start}not in the model: more)"
+    assert told(**{"norm.bias": some}) == f"{start}of another shape: norm.bias [2, 3] and not [192])"
+    twice = {f"{name}.{k}": t.clone() for name in ("student", "teacher") for k, t in weights.items()}
+    with pytest.raises(BenchmarkError, match=r"has all weights more than once \(student.… and teacher.…\); keep one"):
+        from_file(tmp_path, twice)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path, old: bool) -> None:
+    file = tmp_path / "weights.bin"
+    torch.save({"x": torch.zeros(1)}, file, _use_new_zipfile_serialization=not old)
+    with pytest.raises(BenchmarkError) as caught:
+        classifier(BackboneConfig(pretrained=file), 2)
+    assert str(caught.value) == (
+        f"backbone.pretrained={file}: a file of torch.save, which may run code when it is read; convert it with "
+        "safetensors.torch.save_file(torch.load('weights.bin', weights_only=True), 'weights.safetensors')"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/", "hf_hub:timm/"])
+def test_timms_models_have_their_hub_names_too(prefix: str) -> None:
+    config = BackboneConfig(name=f"{prefix}{VIT}.augreg_in21k", pretrained=False)
+    assert config == BackboneConfig(name=f"{VIT}.augreg_in21k", pretrained=False)
+    assert input_format(config) == ImageFormat(224) and len(classifier(config, 2).blocks()) == 12
+    assert BackboneConfig(name="./timm/model").name == "./timm/model"
+
+
+def test_unknown_weights_of_a_timm_model_are_told_with_those_there_are() -> None:
+    line = rf"^backbone.name={VIT}.nothing: timm has no such weights of {VIT}; it has {VIT}.augreg_in21k, "
+    with pytest.raises(BenchmarkError, match=line):
+        check_backbone(BackboneConfig(name=f"{VIT}.nothing"), HeadConfig())
