@@ -1,23 +1,29 @@
-"""Source of texts on disk: a folder with one folder a task, each with train and test rows as JSON."""
+"""Source of texts on disk: a folder with one folder a task, each with the rows of its splits in files."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
-from typing import Any
 
+from benchmarks.account import Account
 from benchmarks.archives import data_folder, folders
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import located
 from benchmarks.texts.assembled import assembled
 from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row
+from benchmarks.texts.tables import PACKED, READERS, read_json, read_rows
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors write it, and json refuses it
+SPLITS = {"train": "train|training", "test": "test|testing", "validation": "validation|valid|val|dev"}
+SHARD = r"(?:-(\d+)-of-(\d+))?"  # as the hub divides large files
+ENDING = rf"\.(?:{'|'.join(READERS)})(?:\.(?:{'|'.join(PACKED)}))?"
+NAMES = {split: re.compile(f"(?:{words}){SHARD}{ENDING}", re.IGNORECASE) for split, words in SPLITS.items()}
+ROWS = re.compile(f".*{ENDING}", re.IGNORECASE)
+LABELS, COMMON = "labels.json", "tasks.json"
 
 
 @source("jsonl_folder")
 def jsonl_folder(config: StreamConfig) -> Dataset:
-    """``TASK/{train,test}.jsonl`` of ``{"text", "label"}`` or ``{"prompt", "answer"}``, or ``.json`` with one list.
+    """``TASK/{train,test}.jsonl`` of ``{"text", "label"}`` or ``{"prompt", "answer"}``, or other files of such rows.
 
     ``benchmark.path`` is the folder or an archive of it; one folder around all tasks is entered.
     ``benchmark.tasks`` names the tasks in order, else they come by name. The labels of a task are listed in
@@ -27,7 +33,9 @@ def jsonl_folder(config: StreamConfig) -> Dataset:
     shown = root if path.is_dir() else path
     bad: list[str] = []
     tasks = [read_task(root / name, shown / name, bad) for name in chosen(root, path, config)]
-    return assembled(tasks, bad, config.skip_bad)
+    data = assembled(tasks, bad, config.skip_bad)
+    note_unread(root, shown, data.account)
+    return data
 
 
 def task_names(root: Path) -> list[str]:
@@ -35,7 +43,23 @@ def task_names(root: Path) -> list[str]:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    return [file for ending in ("jsonl", "json") if (file := folder / f"{split}.{ending}").is_file()]
+    return sorted(file for file in folder.iterdir() if NAMES[split].fullmatch(file.name) and file.is_file())
+
+
+def note_unread(root: Path, shown: Path, account: Account) -> None:
+    """Note files of rows that are of no split, and folders without any."""
+    names = task_names(root)
+    for folder in folders(root):
+        if folder.name not in names:
+            account.note("folders without train and test rows, not read", str(shown / folder.name))
+            continue
+        used = {file for split in ("train", "test") for file in split_files(folder, split)}
+        for file in sorted(folder.iterdir()):
+            if file not in used and file.name != LABELS and ROWS.fullmatch(file.name):
+                account.note("files of no split, not read", str(shown / folder.name / file.name))
+    for file in sorted(root.iterdir()):
+        if file.name != COMMON and ROWS.fullmatch(file.name):
+            account.note("files beside the tasks' folders, not read", str(shown / file.name))
 
 
 def chosen(root: Path, path: Path, config: StreamConfig) -> list[str]:
@@ -59,71 +83,40 @@ def read_task(folder: Path, shown: Path, bad: list[str]) -> TextTask:
 
 
 def read_split(folder: Path, shown: Path, split: str, bad: list[str]) -> Split:
-    """The good rows of one file; place and reason of each other row are added to ``bad``."""
+    """The good rows of a split's file, or of all that it is divided into; others are added to ``bad``."""
     files = split_files(folder, split)
-    if len(files) != 1:
-        trouble = f"{split}.jsonl and {split}.json are both there" if files else f"no {split}.jsonl (or {split}.json)"
-        raise BenchmarkError(f"{shown}: {trouble}; a task needs one file of each split")
+    check_one(files, shown, split)
+    found = []
+    for file in files:
+        found += read_rows(file.read_bytes(), file.name, str(shown / file.name))
     place = str(shown / files[0].name)
-    content = files[0].read_bytes().removeprefix(BYTE_ORDER_MARK)
-    places = json_list(content, place) if files[0].suffix == ".json" else json_lines(content, place)
-    if not places:
+    if not found:
         raise BenchmarkError(f"{place}: the file is empty; add rows or leave out the task {folder.name!r}")
     rows = []
-    for where, found in places:
+    for where, fields in found:
         try:
-            rows.append(as_row(where, parsed(found) if isinstance(found, bytes) else found))
+            rows.append(as_row(where, fields))
         except RowError as error:
             bad.append(f"{where}: {error}")
     return Split(place, rows)
 
 
-def json_lines(content: bytes, place: str) -> list[tuple[str, object]]:
-    """Every line that is not blank, with its number."""
-    # As bytes: text splits at U+2028 too, which JSON allows inside a string, and one bad byte would spoil all lines.
-    lines = enumerate(content.split(b"\n"), 1)
-    return [(f"{place}:{number}", line) for number, line in lines if line.strip()]
-
-
-def json_list(content: bytes, place: str) -> list[tuple[str, object]]:
-    """The entries of one JSON list, with their numbers."""
-    if not content.strip():
-        return []
-    entries = whole(content, place)
-    if not isinstance(entries, list):
-        raise BenchmarkError(f"{place}: not a JSON list; put one line for each row into a .jsonl file instead")
-    return [(f"{place}: entry {number}", entry) for number, entry in enumerate(entries, 1)]
-
-
-def parsed(line: bytes) -> object:
-    """One line of JSON; RowError says what is wrong."""
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise RowError(f"not JSON ({error.msg} at column {error.colno})") from None
-    # A number of over 4,300 digits, or brackets nested too deep.
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"not JSON ({error})") from None
-
-
-def whole(content: bytes, place: str) -> Any:
-    """A whole file of JSON; BenchmarkError names the line."""
-    try:
-        return json.loads(content.decode())
-    except UnicodeDecodeError as error:
-        line, reason = content[: error.start].count(b"\n") + 1, "not UTF-8"
-    except json.JSONDecodeError as error:
-        line, reason = error.lineno, f"not JSON ({error.msg})"
-    except (ValueError, RecursionError) as error:
-        line, reason = 1, f"not JSON ({error})"
-    raise BenchmarkError(f"{place}:{line}: {reason}; correct the file")
+def check_one(files: list[Path], shown: Path, split: str) -> None:
+    """BenchmarkError unless there is one file, or all of ``train-00000-of-00002`` to the last."""
+    shards = [NAMES[split].fullmatch(file.name) for file in files]
+    numbers = [(int(shard[1]), int(shard[2])) if shard and shard[1] else (0, 1) for shard in shards]
+    if numbers and numbers == [(number, len(files)) for number in range(numbers[0][1])]:
+        return
+    there = " and ".join(file.name for file in files)
+    trouble = f"{there} are both there" if len(files) == 2 else f"{there} are there" if files else ""
+    raise BenchmarkError(
+        f"{shown}: {trouble or f'no {split}.jsonl (or {split}.json)'}; a task needs one file of each split"
+    )
 
 
 def given_labels(folder: Path, shown: Path) -> list[Label] | None:
     """The list of labels that comes with the data, if any."""
-    own, common = folder / "labels.json", folder.parent / "tasks.json"
+    own, common = folder / LABELS, folder.parent / COMMON
     if own.is_file():
         return labels_in(read_json(own, shown / own.name), shown / own.name)
     tasks = read_json(common, shown.parent / common.name) if common.is_file() else {}
@@ -131,10 +124,6 @@ def given_labels(folder: Path, shown: Path) -> list[Label] | None:
     if not isinstance(about, dict) or "labels" not in about:
         return None
     return labels_in(about["labels"], f"{shown.parent / common.name}: task {folder.name!r}")
-
-
-def read_json(file: Path, shown: Path) -> Any:
-    return whole(file.read_bytes().removeprefix(BYTE_ORDER_MARK), str(shown))
 
 
 def labels_in(value: object, place: str | Path) -> list[Label]:

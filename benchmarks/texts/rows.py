@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Label = str | int
+FIELDS = ({"text", "label"}, {"prompt", "answer"})
 FORMS = "text and label, or prompt and answer"
 
 
@@ -43,9 +44,11 @@ class TextTask:
 
 def as_row(place: str, fields: object) -> Row:
     """Check the fields of one row; RowError says what is wrong."""
+    if isinstance(fields, RowError):
+        raise fields
     if not isinstance(fields, dict):
         raise RowError("not an object")
-    labelled, free = ({*names} <= fields.keys() for names in (("text", "label"), ("prompt", "answer")))
+    labelled, free = (names <= fields.keys() for names in FIELDS)
     if labelled == free:
         raise RowError(f"{'has both forms' if free else 'fields are missing'}; a row needs {FORMS}")
     if labelled:

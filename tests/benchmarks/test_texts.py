@@ -188,7 +188,7 @@ BAD_LINES = {
     "label that is nothing": (b'{"text": "x", "label": null}', "the label is neither a text nor a whole number"),
     "empty text": (b'{"text": " \\n", "label": "sport"}', "the text is empty"),
     "empty label": (b'{"text": "x", "label": ""}', "the label is empty"),
-    "Latin-1": (b'{"text": "caf\xe9", "label": "sport"}', "not UTF-8 (byte 14 of the line)"),
+    "Latin-1": (b'{"text": "caf\xe9", "label": "sport"}', "not UTF-8 (byte 14 of the line), likely Windows-1252"),
     "lone surrogate": (b'{"text": "\\ud800", "label": "sport"}', "the text has half of a character"),
     "other form": (b'{"prompt": "x", "answer": "y"}', "other fields than the task's first row; all rows need text"),
     "label only in test": (b'{"text": "x", "label": "art"}', "label 'art' is in no train row of the task"),
@@ -237,7 +237,7 @@ def test_an_entry_of_a_json_list_is_named_by_its_number(tmp_path: Path) -> None:
 
 WHOLE_FILES = {
     "cut": (b'[{"prompt": "x",\n "answer', ":2: not JSON (Unterminated string starting at); correct the file"),
-    "Latin-1": (b'[\n\n{"prompt": "caf\xe9"}]', ":3: not UTF-8; correct the file"),
+    "Latin-1": (b'[\n\n{"prompt": "caf\xe9"}]', ":3: not UTF-8, likely Windows-1252; correct the file"),
     "object": (b"{}", ": not a JSON list; put one line for each row into a .jsonl file instead"),
     "empty list": (b"[]", ": the file is empty; add rows or leave out the task 'maths'"),
     "empty": (b"", ": the file is empty; add rows or leave out the task 'maths'"),
@@ -279,7 +279,7 @@ def test_an_empty_file_and_one_without_a_good_line_are_refused(folder: Path) -> 
 def test_a_task_needs_one_file_of_each_split(folder: Path) -> None:
     (folder / "news" / "train.json").write_text("[]")
     assert refusal(folder) == (
-        f"{folder}/news: train.jsonl and train.json are both there; a task needs one file of each split"
+        f"{folder}/news: train.json and train.jsonl are both there; a task needs one file of each split"
     )
     (folder / "films" / "test.jsonl").unlink()
     assert refusal(folder) == f"{folder}/films: no test.jsonl (or test.json); a task needs one file of each split"
