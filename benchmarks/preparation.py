@@ -52,7 +52,9 @@ def texts(records: Records, rows: Tensor, owners: list[Part], config: StreamConf
         records.answers[row] if label == FREE else part.options[part.classes.index(label)]
         for row, label, part in zip(rows.tolist(), labels, owners, strict=True)
     ]
-    return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length, fits)
+    # Some tasks may have no options, as their answers are free.
+    options = [words for words in {id(part): part.options for part in owners}.values() if words]
+    return prepare_texts(prompts, answers, form, config.text.length, config.text.answer_length, fits, options)
 
 
 def maker(part: Part, config: StreamConfig, labelled: bool) -> Callable[[str], str]:

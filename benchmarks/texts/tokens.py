@@ -45,13 +45,14 @@ def prepare_texts(
     length: int,
     answer_length: int,
     fits: Fits | None = None,
+    options: Sequence[Sequence[str]] = (),
 ) -> Prepared:
     """Tokens int32 [n, longest] of ``texts``, and of ``answers`` where given, padded with -1 at the end.
 
     Special tokens are those that the tokenizer adds by itself. A text of more than ``length`` tokens loses its end,
     or its start where the backbone writes answers, since the question stands at the end of a prompt; where given,
     ``fits`` cuts them before that, and says which. All texts are tokenised the first time; later calls, in any
-    process, find them on disk.
+    process, find them on disk. BenchmarkError where two of a task's ``options`` are the same tokens.
     """
     made_from = {
         "texts": digest(texts),
@@ -60,6 +61,7 @@ def prepare_texts(
         "answer_length": answer_length,
         "keep_end": format.answers,
         "fits": fits is not None,
+        "options": [list(words) for words in options],
         "rules": RULES,
         "tokenizer": identity(format),
         # Another version may split the same text into other tokens.
@@ -73,6 +75,8 @@ def prepare_texts(
         save(folder / "texts.npy", tokens)
         note_cut(account, texts, cut or too_long(tokenizer, fitting, tokens, length), f"texts cut to {length} tokens")
         if answers is not None:
+            for words in options:
+                check_apart(tokenizer, words, answer_length)
             found = tokenise_answers(tokenizer, answers, answer_length)
             save(folder / "answers.npy", found)
             # Only one that was cut has no end token.
@@ -89,6 +93,18 @@ def prepare_texts(
         fresh=len(texts) if fresh else 0,
         account=Account.from_list(json.loads((folder / NOTES).read_text())),
     )
+
+
+def check_apart(tokenizer: PreTrainedTokenizerBase, options: Sequence[str], length: int) -> None:
+    """BenchmarkError for label words of a task that are the same tokens: none could be told from the other."""
+    known: dict[tuple[int, ...], str] = {}
+    for word, row in zip(options, tokenise_answers(tokenizer, options, length).tolist(), strict=True):
+        other = known.setdefault(tuple(row), word)
+        if other != word:
+            raise BenchmarkError(
+                f"benchmark.text.answer_length={length}: the labels {other!r} and {word!r} are the same tokens for "
+                "this backbone; rename one, raise the length, or choose another backbone"
+            )
 
 
 def note_cut(account: Account, texts: Sequence[str], cut: Sequence[int], what: str) -> None:

@@ -141,6 +141,16 @@ def test_what_is_cut_is_counted(around: str) -> None:
     ]
 
 
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(around: str) -> None:
+    """Alike once they are cut, or both unknown."""
+    form = TextFormat(around, answers=True)
+    for words in (["one two three", "one two four"], ["six", "seven"]):
+        with pytest.raises(BenchmarkError, match=f"the labels '{words[0]}' and '{words[1]}' are the same tokens for "):
+            prepare_texts(["one"], ["one"], form, 8, 2, options=[words])
+    good = [["one two three", "one two four"], ["one", "two"]]
+    assert prepare_texts(["one"], ["one"], form, 8, 3, options=good).fresh == 1
+
+
 def test_one_endless_answer_does_not_make_all_as_long(around: str) -> None:
     tokenizer = load_tokenizer(TextFormat(around, answers=True))
     found = padded(tokenizer, ["one " * 100_000, "two"], 5, add_special_tokens=False)
