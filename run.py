@@ -61,6 +61,18 @@ def train(
 
 
 @app.command()
+def check(settings: Settings = None, skip_bad: SkipBad = False) -> None:
+    """Read data and model as a run would, and say what it would do and cost, without starting one."""
+    from orchestrator.settings.compose import load_experiment
+
+    experiment = load_experiment(with_skip_bad(settings, skip_bad))
+    from orchestrator.check import check_experiment
+
+    for line in check_experiment(experiment):
+        print(line, flush=True)
+
+
+@app.command()
 def sweep(
     settings: Settings = None,
     skip_bad: SkipBad = False,

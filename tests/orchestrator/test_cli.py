@@ -22,8 +22,8 @@ from orchestrator.settings.compose import GROUPS, option_names
 from orchestrator.settings.config import Experiment
 from tests.support.planted_runs import plant
 
-COMMANDS = ("train", "sweep", "compare", "tree", "report", "export", "sync", "register", "methods", "benchmarks")
-COMMANDS += ("options", "submit", "jobs", "logs", "stop", "watch")
+COMMANDS = ("train", "check", "sweep", "compare", "tree", "report", "export", "sync", "register", "methods")
+COMMANDS += ("benchmarks", "options", "submit", "jobs", "logs", "stop", "watch")
 TINY = ["method=lora", "benchmark.tasks=2", "benchmark.train_per_class=4", "benchmark.test_per_class=4"]
 TINY += ["train.epochs=1", "tracking.enabled=false"]
 NAME = "lora-split_digits-train4-test4-seed0"
