@@ -33,6 +33,12 @@ class TextConfig(BaseModel):
     score: str = Field("exact_match", description="score of free answers")
     scores: dict[str, str] = Field(default_factory=dict, description="score of some tasks, by name")
 
+    @field_validator("scores", mode="before")
+    @classmethod
+    def by_names(cls, scores: Any) -> Any:
+        """A task may be called by digits."""
+        return {str(name): score for name, score in scores.items()} if isinstance(scores, dict) else scores
+
 
 class StreamConfig(BaseModel):
     """What a stream is made of; every field is a setting ``benchmark.<field>``."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +23,7 @@ from methods import method_class, method_names
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 from orchestrator.settings.files import CONFIGS, GROUPS
-from orchestrator.settings.text import as_typed
+from orchestrator.settings.text import as_typed, as_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 USUAL = ("micro_vit", "auto")  # a run's name leaves these out
@@ -79,6 +79,8 @@ def parse(setting: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(as_typed(setting))
     except HydraException as error:
+        if names := as_yaml(setting.partition("=")[2]):
+            return Override(OverrideType.CHANGE, key, ValueType.ELEMENT, names, input_line=setting)
         raise UserError(f"{setting}: {first_line(error)}; quote values with spaces or brackets") from None
     if override.type is None or override.is_sweep_override() or override.is_delete() or override.is_add():
         raise UserError(f"{setting}: settings are written key=value; sweeps are set with sweep.space.{key}=[…]")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from orchestrator.settings.config import Experiment
@@ -28,6 +29,15 @@ def as_typed(setting: str) -> str:
     if not equals or meaning is None or value in meaning or in_quotes:
         return setting
     return f"{key}={quoted(value)}"
+
+
+def as_yaml(value: str) -> list[Any] | dict[Any, Any] | None:
+    """A list or mapping that Hydra's grammar has no place for, such as ``[C#, Fotos für Tim (1)]``; else None."""
+    try:
+        found = yaml.safe_load(value) if value.startswith(("[", "{")) else None
+    except yaml.YAMLError:
+        return None
+    return found if isinstance(found, list | dict) else None
 
 
 @cache

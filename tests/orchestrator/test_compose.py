@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ FILES = sorted(CONFIGS.glob("*/*.yaml"))
 NAME_RULE = "use letters, digits, '.', '_' and '-' (at most 100), starting with a letter or digit"
 METHODS, BENCHMARKS = (", ".join(option_names(group)) for group in ("method", "benchmark"))
 WRITE_SPACE = "settings are written key=value; sweeps are set with sweep.space."
+TEXTS = ["benchmark=jsonl_folder"]
 
 
 def refusal(*settings: str) -> str:
@@ -193,6 +195,27 @@ def test_a_list_of_names_may_hold_digits() -> None:
     tasks = load_experiment(["benchmark=jsonl_folder", "benchmark.tasks=[3,one,10]"]).benchmark.tasks
     assert tasks == ("3", "one", "10")
     assert load_experiment(["benchmark.tasks=3"]).benchmark.tasks == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "scores"),
+    [
+        ("{C++: edit_similarity}", {"C++": "edit_similarity"}),
+        ('{"C++": rouge_l, C#: rouge_l}', {"C++": "rouge_l", "C#": "rouge_l"}),
+        ("{Fotos für Tim (1): rouge_l, 7: exact_match}", {"Fotos für Tim (1)": "rouge_l", "7": "exact_match"}),
+        ("{7: rouge_l}", {"7": "rouge_l"}),
+    ],
+)
+def test_mappings_and_lists_may_hold_any_names(typed: str, scores: dict[str, str]) -> None:
+    assert load_experiment([*TEXTS, f"benchmark.text.scores={typed}"]).benchmark.text.scores == scores
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in scores)
+    assert load_experiment([*TEXTS, f"benchmark.tasks=[{listed}]"]).benchmark.tasks == tuple(scores)
+
+
+@pytest.mark.parametrize("typed", ["[a, [b]", "{a: b", "{a,b: c}"])
+def test_what_is_no_list_or_mapping_either_way_is_refused(typed: str) -> None:
+    with pytest.raises(UserError, match=r"^benchmark\.text\.scores="):
+        load_experiment([*TEXTS, f"benchmark.text.scores={typed}"])
 
 
 def test_experiments_cannot_be_changed() -> None:
