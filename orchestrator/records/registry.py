@@ -28,7 +28,7 @@ CODE = Path(__file__).with_name("served_model.py")
 LEFT_OUT = ("__pycache__", "speed", "weights", "pretrain.py", "model_card.py")
 # What the code imports that goes with a model; a language model needs the second list too.
 REQUIRED = ("mlflow", "torch", "timm", "safetensors", "numpy", "pillow", "pydantic")
-REQUIRED_FOR_TEXTS = ("transformers", "tokenizers", "huggingface_hub", "filelock", "rapidfuzz")
+REQUIRED_FOR_TEXTS = ("transformers", "tokenizers", "huggingface_hub", "filelock", "rapidfuzz", "pyarrow")
 UPLOAD_SECONDS = "600"  # a server answers once it has stored the whole of a file
 
 

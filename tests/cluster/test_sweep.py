@@ -97,6 +97,6 @@ def records_are_complete(experiment: Experiment) -> None:
         steps = [m.step for m in client.get_metric_history(child.info.run_id, "validation_accuracy")]
         assert steps == [1, 2, 3]
         files = {artifact.path for artifact in client.list_artifacts(child.info.run_id)}
-        assert {"result.json", "report.html", "experiment.json"} <= files
+        assert {"result.json", "experiment.json"} <= files
     assert sorted(child.data.params.get("trial.method.rank", "confirmation") for child in children)[:2] == ["2", "3"]
     assert parents[0].data.tags["best_trial"]
