@@ -37,6 +37,10 @@ Settings = Annotated[
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out files and lines that cannot be read; count them")]
+AcceptChange = Annotated[
+    bool,
+    typer.Option("--accept-change", help="go on where data, weights or code changed since it began; written down"),
+]
 Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http://127.0.0.1:8265")]
 
 
@@ -44,12 +48,14 @@ Address = Annotated[str, typer.Option(help="the cluster's dashboard, as in http:
 def train(
     settings: Settings = None,
     skip_bad: SkipBad = False,
+    accept_change: AcceptChange = False,
     as_json: Annotated[bool, typer.Option("--json", help="print result.json's content and nothing else")] = False,
 ) -> None:
     """Train one run, or go on where the run of this name stopped."""
     from orchestrator.settings.compose import load_experiment
 
-    experiment = load_experiment(with_skip_bad(settings, skip_bad))  # a slip is told before the slow imports
+    # A slip is told before the slow imports.
+    experiment = load_experiment(with_options(settings, skip_bad, accept_change))
     from orchestrator.launch import launch_run
     from orchestrator.pages.console import output, run_table
 
@@ -65,7 +71,7 @@ def check(settings: Settings = None, skip_bad: SkipBad = False) -> None:
     """Read data and model as a run would, and say what it would do and cost, without starting one."""
     from orchestrator.settings.compose import load_experiment
 
-    experiment = load_experiment(with_skip_bad(settings, skip_bad))
+    experiment = load_experiment(with_options(settings, skip_bad))
     from orchestrator.check import check_experiment
 
     for line in check_experiment(experiment):
@@ -76,12 +82,13 @@ def check(settings: Settings = None, skip_bad: SkipBad = False) -> None:
 def sweep(
     settings: Settings = None,
     skip_bad: SkipBad = False,
+    accept_change: AcceptChange = False,
     as_json: Annotated[bool, typer.Option("--json", help="print sweep.json's content and nothing else")] = False,
 ) -> None:
     """Search over settings (sweep.space.*), one run for each trial; goes on where a sweep of this name stopped."""
     from orchestrator.settings.compose import load_experiment
 
-    experiment = load_experiment(with_skip_bad(settings, skip_bad), "sweep")
+    experiment = load_experiment(with_options(settings, skip_bad, accept_change), "sweep")
     from orchestrator.pages.console import output, sweep_summary
     from orchestrator.records.address import tracking_uri
     from orchestrator.sweep import check_complete, launch_sweep
@@ -94,8 +101,10 @@ def sweep(
     check_complete(summary)
 
 
-def with_skip_bad(settings: list[str] | None, skip_bad: bool) -> list[str]:
-    return [*(settings or []), *(["benchmark.skip_bad=true"] if skip_bad else [])]
+def with_options(settings: list[str] | None, skip_bad: bool, accept_change: bool = False) -> list[str]:
+    """The settings with those that have options of their own."""
+    skipping = ["benchmark.skip_bad=true"] if skip_bad else []
+    return [*(settings or []), *skipping, *(["checkpoint.accept_change=true"] if accept_change else [])]
 
 
 @app.command()

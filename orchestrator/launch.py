@@ -14,6 +14,7 @@ from orchestrator.pages.console import say, where_stopped
 from orchestrator.pages.progress import watching
 from orchestrator.records.keep import close_run, is_closed, recorded
 from orchestrator.run.folder import claim, finished, is_finished
+from orchestrator.run.identity import code_digest
 from orchestrator.run.lock import held
 from orchestrator.run.session import run_here
 from orchestrator.settings.config import Experiment
@@ -29,8 +30,10 @@ def launch_run(experiment: Experiment) -> dict[str, Any]:
     check_room([experiment] if on_workers else [])
     folder = experiment.folder
     if is_finished(experiment) and is_closed(experiment, folder):
-        say(f"{experiment.name} is finished; its result is shown. name=… starts another run")
-        return finished(folder)
+        result = finished(folder)
+        since = "" if result.get("code", code_digest()) == code_digest() else " (of other code than today's)"
+        say(f"{experiment.name} is finished; its result is shown{since}. name=… starts another run")
+        return result
     with held(folder, "a run"), interruptible(lambda: where_stopped(folder)):
         for line in about_data:
             say(line)

@@ -33,6 +33,12 @@ def own_image_size(name: str) -> int:
     return pretrained.input_size[-1] if pretrained else 224
 
 
+def hub_name(name: str) -> str:
+    """Where timm's weights of this name lie on the hub."""
+    pretrained = timm.get_pretrained_cfg(name)
+    return str(pretrained.hf_hub_id or f"timm/{name}") if pretrained else f"timm/{name}"
+
+
 def suggestion(name: str) -> str:
     near = difflib.get_close_matches(name, [MICRO_VIT, *timm.list_models()], 1)
     return f"; did you mean {near[0]}?" if near else ""

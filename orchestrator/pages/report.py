@@ -91,6 +91,7 @@ def run_view(result: Record) -> dict[str, Any]:
         "result": result,
         "settings": flattened(result["config"]),
         "data": overview_lines(result["overview"]) if "overview" in result else [],
+        "changes": result.get("changes", []),
         "accuracy": accuracy_picture(names, accuracy),
         "progress": progress_picture(names, accuracy),
         "tree": placed_tree(names, (report.get("tree") or {}).get("nodes", [])),

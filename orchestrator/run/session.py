@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,7 +17,7 @@ from benchmarks.stream import TaskStream, build_stream
 from methods.base import Chooser
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import write_json
-from orchestrator.run.data import check_data
+from orchestrator.run.identity import check_identity, code_digest, identity_of
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.loop import Hooks, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
@@ -29,7 +27,6 @@ from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
 PROGRESS_SECONDS = 0.3  # a little more often than watchers look (0.5 s)
-VERSIONS = ("torch", "ray", "timm", "transformers", "peft", "mlflow", "numpy", "scikit-learn")
 
 
 class Search(Chooser, Protocol):
@@ -62,10 +59,12 @@ class Session:
         self.position = Position()
         self.earlier, self.started = 0.0, time.perf_counter()
         self.written = 0.0
+        self.identity: dict[str, Any] = {}
+        self.changes: list[dict[str, Any]] = []
 
     def run(self) -> None:
         """Resume where the checkpoint stands, learn, write the result."""
-        check_data(self.resume(), self.stream.fingerprint, self.place)
+        self.goes_on_with(self.resume())
         self.progress(steps=1)
         hooks = Hooks(self.save, self.stepped, self.learned)
         learn(self.learner, self.stream, self.position, hooks, self.experiment.checkpoint.every)
@@ -75,8 +74,16 @@ class Session:
         # Only now, with everything written: ASHA stops a trial at the report of its last task.
         self.report(task_metrics(self.position, self.position.task - 1))
 
-    def resume(self) -> dict[str, Any] | None:
-        """Bring learner, position and search to the newest checkpoint, or to the start; gives the data of that run."""
+    def goes_on_with(self, begun: dict[str, Any]) -> None:
+        """UserError where data, weights or code are others than those that this run has ``begun`` with."""
+        accepted = self.experiment.checkpoint.accept_change
+        self.identity = identity_of(self.experiment, self.stream)
+        changes = check_identity(begun.get("identity"), self.identity, self.place, accepted)
+        where = {"task": self.position.task, "step": self.position.step}
+        self.changes = [*begun.get("changes", []), *(where | {"what": change} for change in changes)]
+
+    def resume(self) -> dict[str, Any]:
+        """Bring learner, position and search to the newest checkpoint, or to the start; gives what that one says."""
         found = checkpoint.load(self.experiment.folder)
         tensors, values = found or ({}, {})
         if found:
@@ -91,7 +98,7 @@ class Session:
             self.search.expect(self.learner.method.levels.parts)
             self.search.load_state_dict(part(tensors, "search."))
         self.place.barrier()
-        return values.get("data")
+        return values
 
     def seconds(self) -> dict[str, float]:
         total = self.earlier + time.perf_counter() - self.started
@@ -103,8 +110,8 @@ class Session:
         if self.search:
             tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
         if self.place.rank == 0:
-            values |= {"position": position.as_dict(), "seconds": self.seconds(), "data": self.stream.fingerprint}
-            values["stream"] = outline_of(self.stream)
+            values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}
+            values |= {"identity": self.identity, "changes": self.changes}
             checkpoint.save(self.experiment.folder, tensors, values)
 
     def stepped(self, position: Position, steps: int) -> None:
@@ -148,7 +155,9 @@ class Session:
             "scenario": self.stream.scenario,
             "scores": [task.score for task in self.stream.tasks],
             "subset": experiment.benchmark.subset,
-            "data": self.stream.fingerprint,
+            **self.identity,
+            "code": code_digest(),
+            "changes": self.changes,
             "prepared_rows": self.stream.fresh,
             "skipped": self.stream.skipped,
             "overview": overview(self.stream),
@@ -162,14 +171,7 @@ class Session:
             "trainable_parameters": self.learner.trainable_parameters,
             "stored_parameters": self.learner.method.stored_parameters(),
             "method_report": details,
-            "versions": versions(),
         }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Those of the packages that results depend on; a process that does many runs looks them up once."""
-    return {name: version(name) for name in VERSIONS}
 
 
 def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:

@@ -75,6 +75,9 @@ class CheckpointConfig(Settings):
     """Settings ``checkpoint.<field>``."""
 
     every: int = Field(50, gt=0, description="steps between checkpoints inside a task; one follows each task anyway")
+    accept_change: bool = Field(
+        False, description="go on where data, weights or code changed since the run began; the result says what"
+    )
 
 
 class TrackingConfig(Settings):

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.models.classifier import TextClassifier
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.weight_files import weight_files
 from tests.support.models import built, told
 from tests.support.tiny import MODELS, changed, named, sizes
 
@@ -87,3 +88,26 @@ def test_a_folder_with_other_weights_or_none_is_told(tiny_models: dict[str, Path
     assert told(named(folder)).startswith(f"backbone.name={folder}: its weights cannot be loaded (")
     (folder / "model.safetensors").unlink()
     assert told(named(folder)).startswith(f"backbone.name={folder}: its weights cannot be loaded (")
+
+
+def test_the_files_that_weights_come_from(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = tiny_models["bert"], tmp_path / "own.safetensors"
+    file.write_bytes((folder / "model.safetensors").read_bytes())
+    assert weight_files(named(folder)) == [folder / "model.safetensors"]
+    assert weight_files(named(folder, pretrained=file)) == [file]
+    assert weight_files(named(folder, pretrained=False)) == []
+    assert [found.name for found in weight_files(BackboneConfig())] == ["micro_vit.safetensors"]
+
+
+def test_files_of_the_hub_are_found_once_they_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    config = BackboneConfig(name="vit_tiny_patch16_224.augreg_in21k")
+    assert weight_files(config) == []
+    stored = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k"
+    snapshot = stored / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"some")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("0a1b")
+    assert weight_files(config) == [snapshot / "model.safetensors"]

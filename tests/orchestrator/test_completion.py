@@ -52,7 +52,7 @@ def test_a_group_offers_its_files(group: str) -> None:
         ("tracking.en", ["tracking.enabled=true", "tracking.enabled=false"]),
         ("tracking.enabled=f", ["tracking.enabled=false"]),
         ("train.first", ["train.first_learning_rate=", "train.first_learning_rate=null"]),
-        ("chec", ["checkpoint.every=", "checkpoint.every=50"]),
+        ("checkpoint.ev", ["checkpoint.every=", "checkpoint.every=50"]),
         ("sweep.space.train.opt", ["sweep.space.train.optimizer="]),
         ("train.epochs=", []),
         ("nothing", []),
