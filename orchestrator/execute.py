@@ -52,9 +52,11 @@ def check_room(experiments: Sequence[Experiment]) -> None:
     if on_ray(experiments):
         from orchestrator.cluster import room
         from orchestrator.cluster.address import cluster_address
+        from orchestrator.cluster.connect import check_sockets
 
         if cluster_address():
             return
+        check_sockets()
         for experiment in experiments:
             room.check_room(experiment, room.this_machine())
 

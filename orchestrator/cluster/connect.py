@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +17,9 @@ from orchestrator.cluster.room import check_room, nodes_of_cluster
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
+SOCKET = "/ray/session_2000-01-01_00-00-00_000000_1000000/sockets/plasma_store"
+LONGEST_SOCKET = 107  # bytes of its name, on Linux; elsewhere Ray chooses /tmp by itself
+
 
 @contextmanager
 def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
@@ -23,10 +29,20 @@ def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
     bound to 127.0.0.1 (see this package's ``__init__``). UserError where it has no room for one of ``experiments``.
     """
     address = cluster_address()
-    if address:
-        context = join(address)
-    else:
-        context = ray.init(
+    context = join(address) if address else start()
+    try:
+        for experiment in experiments:
+            check_room(experiment, nodes_of_cluster())
+        yield f"http://{context.dashboard_url}"
+    finally:
+        ray.shutdown()
+
+
+def start() -> Any:
+    """Ray's context of a new cluster on this machine; UserError where its files or sockets have no place."""
+    check_sockets()
+    try:
+        return ray.init(
             address="local",  # not one that somebody else has started on this machine
             # The actor that frees a stopped trial's placement group needs this process; without it the CPUs stay taken.
             include_dashboard=True,
@@ -34,12 +50,18 @@ def connected(experiments: Sequence[Experiment]) -> Iterator[str]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    try:
-        for experiment in experiments:
-            check_room(experiment, nodes_of_cluster())
-        yield f"http://{context.dashboard_url}"
-    finally:
-        ray.shutdown()
+    except OSError as error:
+        # Its files are in the folder for temporary ones, and a token is in the user's own.
+        raise UserError(
+            f"Ray cannot be started ({error}); set HOME and TMPDIR to folders that can be written to"
+        ) from None
+
+
+def check_sockets() -> None:
+    """UserError where the folder for temporary files has a name too long for the sockets that Ray puts there."""
+    for variable, folder in (("TMPDIR", tempfile.gettempdir()), ("RAY_TMPDIR", os.environ.get("RAY_TMPDIR", ""))):
+        if sys.platform == "linux" and len(os.fsencode(folder)) + len(SOCKET) > LONGEST_SOCKET:
+            raise UserError(f"{folder}: too long a name for a folder of sockets of Ray; set {variable}=/tmp")
 
 
 def join(address: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def without_credentials(text: str) -> str:
 
 
 def serve_record(experiment: Experiment, port: int) -> None:
-    """MLflow's own page, on this machine only, until Ctrl-C ends it."""
+    """MLflow's own page, on this machine only, until Ctrl-C ends it; UserError where it cannot be shown."""
     uri = tracking_uri(experiment)
     file = database_file(uri)
     if file and not file.exists():
@@ -56,6 +57,24 @@ def serve_record(experiment: Experiment, port: int) -> None:
     if uri.startswith("http"):
         print(f"the record is served at {without_credentials(uri)}", file=sys.stderr)
         return
+    check_port(port)
     print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    subprocess.run([*command, "--port", str(port)], check=False)
+    ended = subprocess.run([*command, "--port", str(port)], check=False)
+    if ended.returncode > 0:
+        raise UserError(f"MLflow's server ended by itself (exit code {ended.returncode}); what it said stands above")
+
+
+def check_port(port: int) -> None:
+    """UserError where something listens there already; with a free one near it."""
+    for candidate in range(port, min(port + 100, 2**16)):
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+            try:
+                tried.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+        if candidate == port:
+            return
+        raise UserError(f"--port {port}: it is taken, or not for this user; --port {candidate} is free")
+    raise UserError(f"--port {port}: it is taken, and so are the next ones; choose another")

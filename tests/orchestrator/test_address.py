@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster.address import cluster_address
+from orchestrator.cluster.connect import LONGEST_SOCKET, SOCKET, check_sockets
 from orchestrator.settings.errors import UserError
 from tests.support.two_nodes import free_ports
 
@@ -46,3 +51,35 @@ def test_the_address_of_a_dashboard_is_refused_with_what_to_do(monkeypatch: pyte
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(UserError, match="that is the address of a dashboard; name the cluster's own, as in HOST:6379"):
         cluster_address()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray chooses /tmp by itself")
+def test_a_folder_for_sockets_with_too_long_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = "/" + "t" * (LONGEST_SOCKET - len(SOCKET) - 1)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", longest)
+    check_sockets()
+    monkeypatch.setattr(tempfile, "tempdir", longest + "t")
+    with pytest.raises(UserError, match=rf"^{longest}t: too long a name .*; set TMPDIR=/tmp$"):
+        check_sockets()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", longest + "t")
+    with pytest.raises(UserError, match=r"; set RAY_TMPDIR=/tmp$"):
+        check_sockets()
+
+
+def test_a_page_is_not_told_to_be_where_something_else_is(tmp_path: Path) -> None:
+    """The port of another server is refused before anything starts; the one that is named in its place is free."""
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "run.py", "watch", f"storage={tmp_path}", "--port", str(port)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        [line] = ended.stderr.splitlines()
+        assert line.startswith(f"error: --port {port}: it is taken, or not for this user; --port ")
+        free = int(line.split()[-3])
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", free))
