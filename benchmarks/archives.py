@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ from benchmarks.dataset import BenchmarkError, StreamConfig
 from benchmarks.sources import located
 
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+GIB = 2**30
+SAID_TO_BE_UTF8, MADE_ON_DOS = 0x800, 0  # of a zip's members: a flag, and the system
 
 
 def data_folder(config: StreamConfig) -> Path:
@@ -48,17 +51,42 @@ def unpacked(archive: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
+            check_space(archive, sum(member.size for member in opened), folder)
             if hasattr(tarfile, "data_filter"):
                 opened.extractall(folder, filter="data")  # refuses links and paths that lead out of the folder
             else:  # Python below 3.11.4
                 opened.extractall(folder, plain_members(opened))
         return
     with zipfile.ZipFile(archive) as opened:
-        # zipfile would quietly put such a name elsewhere inside the folder.
-        for name in opened.namelist():
-            if leads_out(name):
-                raise BenchmarkError(f"benchmark.path={archive}: {name!r} in it would be written elsewhere")
-        opened.extractall(folder)
+        check_space(archive, sum(member.file_size for member in opened.infolist()), folder)
+        for member in opened.infolist():
+            member.filename = own_name(member)
+            # zipfile would quietly put such a name elsewhere inside the folder.
+            if leads_out(member.filename):
+                raise BenchmarkError(f"benchmark.path={archive}: {member.filename!r} in it would be written elsewhere")
+            opened.extract(member, folder)
+
+
+def check_space(archive: Path, size: int, folder: Path) -> None:
+    """BenchmarkError where what the archive says that it holds does not fit: a small one may hold petabytes."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise BenchmarkError(
+            f"benchmark.path={archive}: it holds {size / GIB:,.1f} GiB, and {free / GIB:,.1f} GiB are free for the "
+            "cache; make room, or name another folder with EVERGREEN_CACHE"
+        )
+
+
+def own_name(member: zipfile.ZipInfo) -> str:
+    """The name as it was given, with slashes between folders.
+
+    Many programs write names in UTF-8 without saying so, and zipfile takes them for those of DOS; bytes of yet other
+    encodings stay what they are, as in a folder.
+    """
+    name = member.filename
+    if not member.flag_bits & SAID_TO_BE_UTF8:
+        name = os.fsdecode(name.encode("cp437"))
+    return name.replace("\\", "/") if member.create_system == MADE_ON_DOS else name
 
 
 def plain_members(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:

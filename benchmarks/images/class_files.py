@@ -86,15 +86,15 @@ def readable(names: list[str], account: Account) -> list[str]:
 
 
 def lacking(kind: str, found: list[ClassFiles], name_of: Callable[[ClassFiles], str]) -> dict[str, str]:
-    """What is wrong with each name that has no train or no test file."""
-    having = {
-        test: {name_of(f) for f in found if f.files and f.test == test and not f.held_out} for test in (False, True)
-    }
+    """How many images each name has that lacks those of train or of test."""
     problems = {}
     for name in sorted({name_of(f) for f in found} - {""}):
-        splits = [split for split, test in (("train", False), ("test", True)) if name not in having[test]]
-        if splits:
-            problems[name] = f"{kind} {name!r} has no {' or '.join(splits)} image"
+        own = [f for f in found if name_of(f) == name]
+        held_out = sum(len(f.files) for f in own if f.held_out)
+        train, test = (sum(len(f.files) for f in own if f.test == test and not f.held_out) for test in (False, True))
+        if not train or not test:
+            more = f", and {held_out} of validation" if held_out else ""
+            problems[name] = f"{kind} {name!r} has {train} train and {test} test images{more}"
     return problems
 
 

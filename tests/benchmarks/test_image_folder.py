@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -315,6 +318,37 @@ def test_a_python_without_tar_filters_unpacks_files_and_refuses_what_leads_out(
     assert [f.name for f in cache.glob("unpacked-*") if f.suffix != ".lock"] == [folder.parent.name]
 
 
+def test_names_in_a_zip_are_those_that_were_given(tmp_path: Path, cache: Path) -> None:
+    """In UTF-8 that does not say so, with the slashes of Windows, in no UTF-8, and as the format wants it."""
+    file = tmp_path / "images.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for folder in ("cafXY/", "dog\\small\\", "gZn/", "猫/"):
+            for number in range(5):
+                member = zipfile.ZipInfo(f"{folder}{number}.png")
+                member.create_system = 0 if "dog" in folder else 3
+                image = io.BytesIO()
+                Image.new("RGB", (2, 2), (number, 0, 0)).save(image, "png")
+                archive.writestr(member, image.getvalue())
+    # zipfile itself writes no such names.
+    file.write_bytes(file.read_bytes().replace(b"cafXY", b"caf\xc3\xa9").replace(b"gZn", b"g\xfcn"))
+    data = read(file)
+    assert data.class_names == ["café", "dog", "g\ufffdn", "猫"]
+    assert len(data.train) + len(data.test) == 20
+
+
+def test_an_archive_larger_than_the_disk_is_refused(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for animal in ("cat", "dog"):
+        numbered(root / animal, 5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    for name in ("images.zip", "images.tgz"):
+        file = packed(root, root.parent / name)
+        said = refusal(file)
+        assert said.startswith(
+            f"benchmark.path={file}: it holds 0.0 GiB, and 0.0 GiB are free for the cache; make room"
+        )
+    assert [f for f in cache.iterdir() if f.suffix != ".lock"] == []
+
+
 def test_a_damaged_archive_is_refused_and_leaves_nothing(root: Path, cache: Path) -> None:
     numbered(root / "cat", 5)
     file = packed(root, root.parent / "images.zip")
@@ -361,10 +395,10 @@ def test_a_class_folder_without_images_is_refused_or_left_out(root: Path, conten
     (root / "dog").mkdir()
     if content == "text":
         (root / "dog" / "notes.txt").write_text("no image")
-    assert refusal(root) == f"benchmark.path={root}: class 'dog' has no train or test image{WAY_OUT}"
+    assert refusal(root) == f"benchmark.path={root}: class 'dog' has 0 train and 0 test images{WAY_OUT}"
     data = read(root, skip_bad=True)
     assert data.class_names == ["cat"] and data.skipped == [
-        f"benchmark.path={root}: class 'dog' has no train or test image"
+        f"benchmark.path={root}: class 'dog' has 0 train and 0 test images"
     ]
 
 
@@ -372,17 +406,20 @@ def test_a_class_of_one_split_only_is_refused_or_left_out(root: Path) -> None:
     for split, name in (("train", "cat"), ("test", "cat"), ("test", "bee"), ("train", "emu")):
         numbered(root / split / name, 2)
     more = " (1 more like it)"
-    assert refusal(root) == f"benchmark.path={root}: class 'bee' has no train image{more}{WAY_OUT}"
+    assert refusal(root) == f"benchmark.path={root}: class 'bee' has 0 train and 2 test images{more}{WAY_OUT}"
     data = read(root, skip_bad=True)
     assert data.class_names == ["cat"] and data.train.labels.tolist() == data.test.labels.tolist() == [0, 0]
     place = f"benchmark.path={root}: class"
-    assert data.skipped == [f"{place} 'bee' has no train image", f"{place} 'emu' has no test image"]
+    assert data.skipped == [
+        f"{place} 'bee' has 0 train and 2 test images",
+        f"{place} 'emu' has 2 train and 0 test images",
+    ]
 
 
 def test_a_class_of_one_image_is_refused(root: Path) -> None:
     numbered(root / "cat", 5)
     numbered(root / "dog", 1)
-    assert refusal(root) == f"benchmark.path={root}: class 'dog' has no train image{WAY_OUT}"
+    assert refusal(root) == f"benchmark.path={root}: class 'dog' has 0 train and 1 test images{WAY_OUT}"
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -401,11 +438,11 @@ def test_a_domain_without_images_is_refused_or_left_out(root: Path) -> None:
     numbered(root / "photo" / "cat", 5)
     numbered(root / "sketch" / "cat", 5)
     (root / "quickdraw" / "cat").mkdir(parents=True)
-    expected = f"benchmark.path={root}: domain 'quickdraw' has no train or test image{WAY_OUT}"
+    expected = f"benchmark.path={root}: domain 'quickdraw' has 0 train and 0 test images{WAY_OUT}"
     assert refusal(root, scenario="domain") == expected
     data = read(root, scenario="domain", skip_bad=True)
     assert data.group_names == ["photo", "sketch"]
-    assert data.skipped == [f"benchmark.path={root}: domain 'quickdraw' has no train or test image"]
+    assert data.skipped == [f"benchmark.path={root}: domain 'quickdraw' has 0 train and 0 test images"]
 
 
 def test_domains_are_not_taken_for_classes(root: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_folder_with_bad_images_is_refused_in_one_line(
     pictures: Path, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refusal(capsys, "train", *of_images(pictures, storage)) == (
-        f"benchmark.path={pictures}: class 'cow' has no train image (1 more like it); "
+        f"benchmark.path={pictures}: class 'cow' has 0 train and 2 test images (1 more like it); "
         "add some or remove the folder, or leave it out with --skip-bad"
     )
     assert not storage.exists()
@@ -73,7 +73,10 @@ def test_with_skip_bad_the_run_ends_and_names_all_that_was_left_out(
     result = json.loads((storage / "a" / "result.json").read_text())
     assert result["task_names"] == ["ant", "bee"]
     place = f"benchmark.path={pictures}: class"
-    assert result["skipped"][:2] == [f"{place} 'cow' has no train image", f"{place} 'dog' has no train or test image"]
+    assert result["skipped"][:2] == [
+        f"{place} 'cow' has 0 train and 2 test images",
+        f"{place} 'dog' has 0 train and 0 test images",
+    ]
     [broken] = result["skipped"][2:]
     assert broken.startswith(f"{pictures / 'train' / 'ant' / '00.png'}: ")
     assert "3 left out as unreadable" in capsys.readouterr().err
