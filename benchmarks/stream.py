@@ -173,14 +173,14 @@ def label_ranges(parts: list[Part], config: StreamConfig) -> list[range]:
 
 def learned_rows(records: Records, part: Part, config: StreamConfig) -> list[Tensor]:
     """Train and validation rows of ``part``: as published, else the validation split comes out of the train split."""
-    if records.held_out is None:
-        return split_off(class_rows(records, part, "train", config), config)
+    published = torch.zeros_like(records.labels).bool() if records.held_out is None else records.held_out
     # Labels that no part has: to each split the rows of the other are not there.
-    kept, held_out = (
-        replace(records, labels=records.labels.where(mask, OTHER)) for mask in (~records.held_out, records.held_out)
-    )
-    classes = class_rows(kept, part, "train", config), class_rows(held_out, part, "validation", config)
-    return [torch.cat(rows) for rows in classes]
+    kept, held_out = (replace(records, labels=records.labels.where(mask, OTHER)) for mask in (~published, published))
+    learned = class_rows(kept, part, "train", config)
+    validated = class_rows(held_out, part, "validation", config)
+    if not any(map(len, validated)):
+        return split_off(learned, config)
+    return [torch.cat(learned), torch.cat(validated)]
 
 
 def class_rows(records: Records, part: Part, split: str, config: StreamConfig) -> list[Tensor]:

@@ -24,6 +24,7 @@ def assembled(tasks: Iterable[TextTask], bad: list[str], skip_bad: bool) -> Data
     """
     class_names: list[str] = []
     train: list[Numbered] = []
+    validation: list[Numbered] = []
     test: list[Numbered] = []
     names: list[str] = []
     account = Account()
@@ -32,15 +33,16 @@ def assembled(tasks: Iterable[TextTask], bad: list[str], skip_bad: bool) -> Data
         labels, numbers = labels_of(task, len(class_names))
         train.append(numbered(task, task.train, numbers, bad))
         test.append(numbered(task, task.test, numbers, bad))
+        validation.append(numbered(task, task.validation, numbers, bad) if task.validation else [])
         class_names += map(str, labels)
         names.append(task.name)
         # A split without a good row would otherwise hide the reason why its rows are bad.
         if skip_bad or not bad:
-            refuse_empty(task, train[-1], test[-1])
+            refuse_empty(task, train[-1], test[-1], validation[-1])
     if bad and not skip_bad:
         more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
         raise BenchmarkError(f"{bad[0]}{more}; correct this, or leave bad rows out with --skip-bad")
-    return Dataset(records(train), records(test), class_names, names, bad, account)
+    return Dataset(records(train, validation), records(test), class_names, names, bad, account)
 
 
 def labels_of(task: TextTask, start: int) -> tuple[list[Label], dict[Label, int]]:
@@ -80,16 +82,17 @@ def numbered(task: TextTask, split: Split, numbers: Mapping[Label, int], bad: li
     return kept
 
 
-def refuse_empty(task: TextTask, train: Numbered, test: Numbered) -> None:
-    for split, rows in ((task.train, train), (task.test, test)):
+def refuse_empty(task: TextTask, *splits: Numbered) -> None:
+    for split, rows in zip(task.splits, splits, strict=False):
         if not rows:
             raise BenchmarkError(f"{split.place}: no usable row is in it; add some or leave out the task {task.name!r}")
 
 
-def records(tasks: list[Numbered]) -> Records:
-    """All tasks one after another; the group of a row is its task."""
-    rows = [row for task in tasks for row, _ in task]
-    labels = torch.tensor([label for task in tasks for _, label in task])
-    groups = torch.tensor([index for index, task in enumerate(tasks) for _ in task])
+def records(tasks: list[Numbered], held_out: list[Numbered] | None = None) -> Records:
+    """All tasks one after another, each with its rows of ``held_out`` behind it; the group of a row is its task."""
+    sets = list(zip(tasks, held_out or [[] for _ in tasks], strict=True))
+    found = [(*one, index, held) for index, both in enumerate(sets) for held, rows in enumerate(both) for one in rows]
+    rows = [row for row, *_ in found]
+    labels, groups, held = (torch.tensor([one[column] for one in found]) for column in (1, 2, 3))
     answers = [row.answer for row in rows] if any(row.answer for row in rows) else []
-    return Records([row.text for row in rows], labels, groups, answers)
+    return Records([row.text for row in rows], labels, groups, answers, held.bool() if any(held_out or []) else None)

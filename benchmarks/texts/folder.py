@@ -25,6 +25,7 @@ LABELS, COMMON = "labels.json", "tasks.json"
 def jsonl_folder(config: StreamConfig) -> Dataset:
     """``TASK/{train,test}.jsonl`` of ``{"text", "label"}`` or ``{"prompt", "answer"}``, or other files of such rows.
 
+    ``TASK/validation.jsonl`` is the validation split; without a test file it is the test split.
     ``benchmark.path`` is the folder or an archive of it; one folder around all tasks is entered.
     ``benchmark.tasks`` names the tasks in order, else they come by name. The labels of a task are listed in
     ``TASK/labels.json``, or in ``tasks.json`` as ``{TASK: {"labels": [...]}}``, else they follow from its train rows.
@@ -39,7 +40,7 @@ def jsonl_folder(config: StreamConfig) -> Dataset:
 
 
 def task_names(root: Path) -> list[str]:
-    return [folder.name for folder in folders(root) if split_files(folder, "train") + split_files(folder, "test")]
+    return [folder.name for folder in folders(root) if any(split_files(folder, split) for split in SPLITS)]
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -47,13 +48,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def note_unread(root: Path, shown: Path, account: Account) -> None:
-    """Note files of rows that are of no split, and folders without any."""
+    """Note files of rows that are of no split, folders without any, and splits that stand for another."""
     names = task_names(root)
     for folder in folders(root):
         if folder.name not in names:
-            account.note("folders without train and test rows, not read", str(shown / folder.name))
+            account.note("folders without files of splits, not read", str(shown / folder.name))
             continue
-        used = {file for split in ("train", "test") for file in split_files(folder, split)}
+        if not split_files(folder, "test"):
+            account.note("tasks without a test file, tested on their validation file", str(shown / folder.name))
+        used = {file for split in SPLITS for file in split_files(folder, split)}
         for file in sorted(folder.iterdir()):
             if file not in used and file.name != LABELS and ROWS.fullmatch(file.name):
                 account.note("files of no split, not read", str(shown / folder.name / file.name))
@@ -78,8 +81,9 @@ def chosen(root: Path, path: Path, config: StreamConfig) -> list[str]:
 
 def read_task(folder: Path, shown: Path, bad: list[str]) -> TextTask:
     """``shown`` is the folder's name in messages: inside an archive, a path below the archive's."""
-    train, test = (read_split(folder, shown, split, bad) for split in ("train", "test"))
-    return TextTask(folder.name, train, test, given_labels(folder, shown))
+    *validation, tested = [split for split in ("validation", "test") if split_files(folder, split)] or ["test"]
+    train, test, *held_out = (read_split(folder, shown, split, bad) for split in ("train", tested, *validation))
+    return TextTask(folder.name, train, test, given_labels(folder, shown), held_out[0] if held_out else None)
 
 
 def read_split(folder: Path, shown: Path, split: str, bad: list[str]) -> Split:

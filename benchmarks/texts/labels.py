@@ -16,7 +16,7 @@ def unified(task: TextTask, account: Account) -> TextTask:
     Blanks around a label, and the two ways in which Unicode writes an accent, are no difference, and neither is a
     number from its text, unless the task's own list of labels gives numbers and words a meaning of their own.
     """
-    rows = [*task.train.rows, *task.test.rows]
+    rows = [row for split in task.splits for row in split.rows]
     texts = any(isinstance(row.label, str) for row in rows) and not task.labels
     given = {spelled(label, True): label for label in task.labels or []}
 
@@ -29,9 +29,10 @@ def unified(task: TextTask, account: Account) -> TextTask:
             account.note("labels written in another way than the rest", f"{row.place}: {row.label!r}")
         return replace(row, label=meant)
 
-    train, test = (replace(split, rows=[label_of(row) for row in split.rows]) for split in (task.train, task.test))
-    note_case(task, {row.label for row in (*train.rows, *test.rows)}, account)
-    return replace(task, train=train, test=test)
+    train, test, *others = (replace(split, rows=[label_of(row) for row in split.rows]) for split in task.splits)
+    found = replace(task, train=train, test=test, validation=others[0] if others else None)
+    note_case(task, {row.label for split in found.splits for row in split.rows}, account)
+    return found
 
 
 def spelled(label: str | int, as_text: bool) -> str | int:

@@ -34,12 +34,20 @@ class Split:
 
 @dataclass(frozen=True)
 class TextTask:
-    """One task; ``labels`` are all its labels in order, None where they follow from its train rows."""
+    """One task; ``labels`` are all its labels in order, None where they follow from its train rows.
+
+    Without ``validation``, rows of the train split are held out.
+    """
 
     name: str
     train: Split
     test: Split
     labels: list[Label] | None = None
+    validation: Split | None = None
+
+    @property
+    def splits(self) -> list[Split]:
+        return [self.train, self.test, *([self.validation] if self.validation else [])]
 
 
 def as_row(place: str, fields: object) -> Row:

@@ -17,7 +17,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from benchmarks.dataset import BenchmarkError
+from benchmarks.dataset import BenchmarkError, StreamConfig
+from benchmarks.formats import TextFormat
+from benchmarks.stream import build_stream
 from tests.benchmarks.test_texts import NEWS, SUMS, plain, read, refusal, written
 
 Rows = list[dict[str, Any]]
@@ -167,9 +169,41 @@ def test_what_is_not_read_is_noted(tmp_path: Path) -> None:
     (folder / "all.csv").write_bytes(table(NEWS))
     assert read(folder).account.lines()[:3] == [
         f"1 files of no split, not read (first: {folder}/news/train_more.jsonl)",
-        f"1 folders without train and test rows, not read (first: {folder}/other)",
+        f"1 folders without files of splits, not read (first: {folder}/other)",
         f"1 files beside the tasks' folders, not read (first: {folder}/all.csv)",
     ]
+
+
+# --- the validation split ---
+
+
+def test_a_validation_file_is_the_validation_split(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    """A task without one has rows of its train split held out; one without a test file is tested on it."""
+    rows = [{"text": f"{label} {n}", "label": label} for n in range(20) for label in ("x", "y")]
+    folder = written(tmp_path / "mine", {"both": rows, "none": rows, "only": rows})
+    (folder / "both" / "Valid.csv").write_bytes(table(rows[:6]))
+    (folder / "only" / "test.jsonl").rename(folder / "only" / "dev.jsonl")
+    config = StreamConfig(name="mine", source="jsonl_folder", path=folder)
+    stream = build_stream(config, None, TextFormat(str(tiny_models["bert"]), answers=False))
+    sizes = [(len(task.train), len(task.validation), len(task.test)) for task in stream.tasks]
+    assert [task.name for task in stream.tasks] == ["both", "none", "only"]
+    assert sizes == [(40, 6, 39), (36, 4, 39), (36, 4, 39)]
+    line = f"1 tasks without a test file, tested on their validation file (first: {folder}/only)"
+    assert line in stream.account.lines()
+
+
+def test_a_validation_file_counts_as_the_others_do(tmp_path: Path) -> None:
+    folder = written(tmp_path / "mine", {"news": NEWS})
+    file = folder / "news" / "validation.jsonl"
+    file.write_bytes(lines([NEWS[0], {"text": "a", "label": "new"}]))
+    assert refusal(folder) == f"{file}:2: label 'new' is in no train row of the task; correct this, or leave " + (
+        "bad rows out with --skip-bad"
+    )
+    data = read(folder, skip_bad=True)
+    assert data.train.held_out is not None and data.train.held_out.tolist() == [*[False] * len(NEWS), True]
+    assert data.skipped == [f"{file}:2: label 'new' is in no train row of the task"]
+    file.write_bytes(lines([{"text": "a", "label": "new"}]))
+    assert refusal(folder, skip_bad=True).startswith(f"{file}: no usable row is in it; ")
 
 
 # --- whatever comes ---
