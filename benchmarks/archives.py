@@ -20,18 +20,41 @@ SAID_TO_BE_UTF8, MADE_ON_DOS = 0x800, 0  # of a zip's members: a flag, and the s
 
 
 def data_folder(config: StreamConfig) -> Path:
-    """``benchmark.path`` as a folder: an archive is unpacked, and a single folder at the top is entered."""
-    place = located(config)
-    folder = place if place.is_dir() else unpacked(place)
+    """``top_folder``, or what is in it alone: a single folder at the top is entered."""
+    folder = top_folder(config)
     # Only a folder that has folders: the one class of a data set is not entered.
     while len(inside := folders(folder)) == 1 and folders(inside[0]):
         folder = inside[0]
     return folder
 
 
+def top_folder(config: StreamConfig) -> Path:
+    """``benchmark.path`` as a folder: an archive is unpacked."""
+    place = located(config)
+    return place if place.is_dir() else unpacked(place)
+
+
 def folders(folder: Path) -> list[Path]:
     """The folders in ``folder``, sorted, without hidden ones and what macOS adds to a zip."""
     return sorted(f for f in folder.iterdir() if not f.name.startswith((".", "__MACOSX")) and f.is_dir())
+
+
+def walked(folder: Path) -> list[Path]:
+    """All that is below ``folder`` and no folder, but what is hidden; links are followed, in circles too only once."""
+    found, entered = list[Path](), set[str]()
+    for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
+        real = os.path.realpath(place)
+        if real in entered:
+            inner[:] = []
+            continue
+        entered.add(real)
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return found
+
+
+def refuse(error: OSError) -> None:
+    raise BenchmarkError(f"{error.filename}: cannot be read ({error.strerror}); mend its rights, or move it away")
 
 
 def unpacked(archive: Path) -> Path:

@@ -42,13 +42,15 @@ def without_small(data: Dataset, config: StreamConfig) -> Dataset:
 
 def small_classes(data: Dataset) -> dict[int, str]:
     """What each class that is too small has, by its label."""
-    learned = data.train.labels if data.train.held_out is None else data.train.labels[~data.train.held_out]
-    train, test = (
+    labels, held_out = data.train.labels, data.train.held_out
+    held_out = torch.zeros_like(labels).bool() if held_out is None else held_out
+    train, validation, test = (
         torch.bincount(labels[labels != FREE], minlength=len(data.class_names)).tolist()
-        for labels in (learned, data.test.labels)
+        for labels in (labels[~held_out], labels[held_out], data.test.labels)
     )
     return {
         label: f"class {name!r} has {train[label]} train and {test[label]} test rows"
+        + (f", and {validation[label]} of validation" if validation[label] else "")
         for label, name in enumerate(data.class_names)
         if train[label] < 2 or test[label] < 1
     }

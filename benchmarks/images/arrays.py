@@ -21,6 +21,7 @@ from benchmarks.sources import check_options, located
 
 DIGITS_PIXELS = 32
 DIGITS = "digits.safetensors"
+UNREADABLE = (BadZipFile, EOFError, OSError, TypeError, ValueError, zlib.error)
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -74,8 +75,11 @@ def read_npy(folder: Path, *needed: str) -> dict[str, numpy.ndarray]:
     """The npy files of a folder by their names, each over a memory map."""
     try:
         arrays = {f.stem: numpy.load(f, mmap_mode="c", allow_pickle=False) for f in sorted(folder.glob("*.npy"))}
-    except (EOFError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise BenchmarkError(f"benchmark.path={folder}: a file in it is no plain array ({error})") from None
+    for name, array in arrays.items():
+        if not isinstance(array, numpy.ndarray):
+            raise BenchmarkError(f"benchmark.path={folder}: {name}.npy holds several arrays; call it {name}.npz")
     return complete(arrays, folder, needed)
 
 
@@ -84,7 +88,7 @@ def read_npz(file: Path, *needed: str) -> dict[str, numpy.ndarray]:
     try:
         with numpy.load(file, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in opened.files}
-    except (BadZipFile, EOFError, OSError, TypeError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise BenchmarkError(f"benchmark.path={file}: not an npz file of plain arrays ({error})") from None
     return complete(arrays, file, needed)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.account import Account
-from benchmarks.archives import data_folder, folders
+from benchmarks.archives import data_folder, folders, top_folder, walked
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.images.class_files import ClassFiles, image_dataset, own_split
 from benchmarks.images.lists import TINY_VALIDATION, tiny_validation
@@ -28,6 +27,7 @@ class Found:
     skip_bad: bool
     skipped: list[str] = field(default_factory=list)
     account: Account = field(default_factory=Account)
+    folders: set[Path] = field(default_factory=set)  # all of their files are spoken for
 
 
 @source("image_folder")
@@ -44,6 +44,7 @@ def image_folder(config: StreamConfig) -> Dataset:
     found = [files for folder, name in domains for files in class_files(folder, name, seen)]
     if config.scenario != "domain":
         refuse_domains(root, config)
+    note_outside(top_folder(config), found, seen)
     place = f"benchmark.path={config.path}"
     return image_dataset(found, place, config.skip_bad, seen.skipped, readable_names(root), seen.account)
 
@@ -53,15 +54,15 @@ def class_files(folder: Path, domain: str, seen: Found) -> list[ClassFiles]:
     train, validation, test = (split_folder(folder, names) for names in (TRAINS, VALIDATIONS, TESTS))
     # A class may be called train or test: as splits they hold the class folders.
     if not train or not (validation or test) or not folders(train):
-        count_loose(folder, seen)
         return [files for f in folders(folder) for files in own_split(f.name, images_of(f, seen), domain)]
     found = [ClassFiles(f.name, False, images_of(f, seen), domain) for f in folders(train)]
     if (folder / TINY_VALIDATION).is_file():
         return found + tiny_validation(folder, seen.skip_bad, seen.skipped)
     with_classes = [split for split in (test, validation) if split and folders(split)]
     if test and test not in with_classes:
-        unlabelled = sum(1 for _ in walked(test))
+        unlabelled = sum(file.suffix.lower() in image_extensions() for file in walked(test))
         seen.account.note("files of a test split without class folders, which have no labels", str(test), unlabelled)
+        seen.folders.add(test)
     if not with_classes:
         # As competitions publish it: the labels of the test images are kept back.
         return [files for f in found for files in own_split(f.name, list(f.files), domain)]
@@ -77,10 +78,13 @@ def split_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((inside[name] for name in names if name in inside), None)
 
 
-def count_loose(folder: Path, seen: Found) -> None:
-    loose = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in image_extensions() and f.is_file())
-    if loose:
-        seen.account.note("images beside the class folders, which belong to no class", loose[0], len(loose))
+def note_outside(root: Path, found: list[ClassFiles], seen: Found) -> None:
+    """Note the images that are neither ``found`` nor in a folder that was looked through."""
+    used = {file for files in found for file in files.files}
+    others = [f for f in walked(root) if f.suffix.lower() in image_extensions() and f not in used]
+    outside = [str(file) for file in others if seen.folders.isdisjoint(file.parents)]
+    what = "images outside the class folders of the splits, which belong to no class"
+    seen.account.note(what, min(outside, default=""), len(outside))
 
 
 def refuse_domains(root: Path, config: StreamConfig) -> None:
@@ -99,6 +103,7 @@ def refuse_domains(root: Path, config: StreamConfig) -> None:
 
 def images_of(folder: Path, seen: Found) -> list[Path]:
     """The image files below a class folder, sorted; those in folders inside it belong to the class too."""
+    seen.folders.add(folder)
     files, broken, others = list[Path](), list[Path](), list[Path]()
     for file in walked(folder):
         known = file.suffix.lower() in image_extensions()
@@ -111,24 +116,6 @@ def images_of(folder: Path, seen: Found) -> list[Path]:
             raise BenchmarkError(f"{folder}: {problem}; mend or remove them, or leave them out with --skip-bad")
         seen.skipped.append(f"{folder}: {problem}")
     return sorted(files)
-
-
-def walked(folder: Path) -> list[Path]:
-    """All that is below ``folder`` and no folder, but what is hidden; links are followed, in circles too only once."""
-    found, entered = list[Path](), set[str]()
-    for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
-        real = os.path.realpath(place)
-        if real in entered:
-            inner[:] = []
-            continue
-        entered.add(real)
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return found
-
-
-def refuse(error: OSError) -> None:
-    raise BenchmarkError(f"{error.filename}: cannot be read ({error.strerror}); mend its rights, or move it away")
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.account import Account
-from benchmarks.archives import data_folder, folders
+from benchmarks.archives import data_folder, folders, top_folder, walked
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
 from benchmarks.sources import located
 from benchmarks.texts.assembled import assembled
@@ -36,6 +36,7 @@ def jsonl_folder(config: StreamConfig) -> Dataset:
     tasks = [read_task(root / name, shown / name, bad) for name in chosen(root, path, config)]
     data = assembled(tasks, bad, config.skip_bad)
     note_unread(root, shown, data.account)
+    note_outside(top_folder(config), root, path, data.account)
     return data
 
 
@@ -60,9 +61,14 @@ def note_unread(root: Path, shown: Path, account: Account) -> None:
         for file in sorted(folder.iterdir()):
             if file not in used and file.name != LABELS and ROWS.fullmatch(file.name):
                 account.note("files of no split, not read", str(shown / folder.name / file.name))
-    for file in sorted(root.iterdir()):
-        if file.name != COMMON and ROWS.fullmatch(file.name):
-            account.note("files beside the tasks' folders, not read", str(shown / file.name))
+
+
+def note_outside(top: Path, root: Path, path: Path, account: Account) -> None:
+    """Note files of rows that are in no folder of a task, or deeper in one; ``path`` is what the user calls ``top``."""
+    for file in sorted(walked(top)):
+        inside = file.parent.parent == root  # in a task's folder, or in one without files of splits
+        if not inside and file != root / COMMON and ROWS.fullmatch(file.name):
+            account.note("files outside the tasks' folders, not read", str(path / file.relative_to(top)))
 
 
 def chosen(root: Path, path: Path, config: StreamConfig) -> list[str]:

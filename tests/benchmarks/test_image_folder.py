@@ -125,7 +125,9 @@ def test_images_in_folders_inside_a_class_folder_belong_to_the_class(root: Path)
     numbered(root, 6)
     data = read(root)
     assert [int((torch.cat([data.train.labels, data.test.labels]) == c).sum()) for c in (0, 1)] == [7, 7]
-    assert data.account.lines() == ["6 images beside the class folders, which belong to no class (first: 00.png)"]
+    assert data.account.lines() == [
+        f"6 images outside the class folders of the splits, which belong to no class (first: {root / '00.png'})"
+    ]
 
 
 def test_links_to_nothing_are_refused_or_left_out(root: Path) -> None:

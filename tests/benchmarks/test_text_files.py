@@ -10,14 +10,13 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from benchmarks.dataset import BenchmarkError, StreamConfig
+from benchmarks.dataset import StreamConfig
 from benchmarks.formats import TextFormat
 from benchmarks.stream import build_stream
 from tests.benchmarks.test_texts import NEWS, SUMS, plain, read, refusal, written
@@ -170,7 +169,7 @@ def test_what_is_not_read_is_noted(tmp_path: Path) -> None:
     assert read(folder).account.lines()[:3] == [
         f"1 files of no split, not read (first: {folder}/news/train_more.jsonl)",
         f"1 folders without files of splits, not read (first: {folder}/other)",
-        f"1 files beside the tasks' folders, not read (first: {folder}/all.csv)",
+        f"1 files outside the tasks' folders, not read (first: {folder}/all.csv)",
     ]
 
 
@@ -204,67 +203,3 @@ def test_a_validation_file_counts_as_the_others_do(tmp_path: Path) -> None:
     assert data.skipped == [f"{file}:2: label 'new' is in no train row of the task"]
     file.write_bytes(lines([{"text": "a", "label": "new"}]))
     assert refusal(folder, skip_bad=True).startswith(f"{file}: no usable row is in it; ")
-
-
-# --- whatever comes ---
-
-FIELDS = ("text", "label", "prompt", "answer")
-VALUES = [None, 0, 1, "1", 1.0, 1.5, float("nan"), True, "true", "", " ", "x", "x ", "X", "\ud800", [], {}, -(10**30)]
-CELLS = 'abé ,\t\n"1\u200b\x00\x85'
-
-
-def accounted(folder: Path, **choices: Any) -> int | None:
-    """Rows used and left out; None where the data is refused."""
-    try:
-        data = read(folder, skip_bad=True, **choices)
-    except BenchmarkError:
-        return None
-    return len(data.train) + len(data.test) + len(data.skipped)
-
-
-def some_line(random: Random) -> bytes:
-    kind = random.random()
-    if kind < 0.2:
-        return random.randbytes(random.randint(1, 12)).replace(b"\n", b"").replace(b"\r", b"") or b"-"
-    if kind < 0.5:
-        row = {"text": random.choice(["a", "b", "ab"]), "label": random.choice([1, 2, "1", " x", "X", "x"])}
-        return json.dumps(row).encode()
-    return json.dumps({name: random.choice(VALUES) for name in FIELDS if random.random() < 0.5}).encode()
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_every_line_is_used_or_left_out_and_counted(tmp_path: Path, seed: int) -> None:
-    random = Random(seed)
-    rows = [lines([{"text": f"good {n}", "label": 1}]) for n in range(3)]
-    rows += [some_line(random) for _ in range(random.randint(0, 9))]
-    content = b"\n".join(rows)
-    folder = replaced(tmp_path / "task", ("train.jsonl", content), ("test.jsonl", content))
-    found = accounted(folder, scenario=random.choice(["task", "domain"]))
-    assert found == 2 * sum(bool(line.strip()) for line in content.split(b"\n"))
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_every_row_of_a_table_is_used_or_left_out_and_counted(tmp_path: Path, seed: int) -> None:
-    random = Random(seed)
-    ending, delimiter = random.choice([("csv", ","), ("csv", ";"), ("tsv", "\t")])
-    cells = [
-        ["".join(random.choices(CELLS, k=random.randint(0, 4))) for _ in range(random.choice([1, 2, 2, 2, 3]))]
-        for _ in range(random.randint(0, 8))
-    ]
-    file = io.StringIO()
-    writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
-    writer.writerows([["text", "label"], ["good", "1"], ["better", "1"], *cells])
-    content = file.getvalue().encode()
-    folder = replaced(tmp_path / "task", (f"train.{ending}", content), (f"test.{ending}", content))
-    assert accounted(folder, scenario="task") == 2 * (2 + len(cells))
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_no_bytes_end_in_another_error(tmp_path: Path, seed: int) -> None:
-    random = Random(seed)
-    ending = random.choice([*FORMATS, "jsonl.gz", "csv.bz2", "json.xz", "tsv.zst"])
-    pack = PACKINGS.get(f".{ending.split('.')[-1]}", bytes) if random.random() < 0.5 else bytes
-    content = random.choice([b"", b"text,label\n", b"[", b"\xff\xfe", b"PAR1"])
-    content += random.randbytes(random.randint(0, 60))
-    folder = replaced(tmp_path / "task", (f"train.{ending}", pack(content)), ("test.jsonl", lines(NEWS)))
-    accounted(folder)
