@@ -319,7 +319,7 @@ def watch(
 def main() -> None:
     """Exit codes: 0 where all that was asked for is done, 1 where a trial or a row failed, 2 for what users can mend.
 
-    Ctrl-C is 130. An error is one line, the last one.
+    Ctrl-C is 130, another signal 128 and its number. An error is one line, the last one.
     """
     from orchestrator.settings.errors import UserError
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from benchmarks.dataset import BenchmarkError, StreamConfig
 
+LFS = b"version https://git-lfs.github.com/spec/"
+POINTER = "only Git LFS's pointer to it is here; fetch it with git lfs pull"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -54,12 +56,27 @@ def located(config: StreamConfig) -> Path:
     )
 
 
+def refuse_path(config: StreamConfig) -> None:
+    """For a source that knows where its data is."""
+    if config.path is not None:
+        raise BenchmarkError(
+            f"benchmark.path={config.path}: {config.name} reads data of its own; leave it out, or choose a benchmark "
+            "for yours: image_folder, array or jsonl_folder"
+        )
+
+
 def check_options(config: StreamConfig, *known: str) -> None:
     """Refuse ``benchmark.options`` that are not ``known``; ``origin``, where to get the data, every source takes."""
     for name in config.options:
         if name not in ("origin", *known):
             choice = f"choose one of {', '.join(known)}" if known else "it has none"
             raise BenchmarkError(f"benchmark.options.{name}: {config.source} has no such option; {choice}")
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether Git LFS has left a few lines of text in the place of the file."""
+    with file.open("rb") as opened:
+        return opened.read(len(LFS)) == LFS
 
 
 def read_image_zip(archive: Path, split: str) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,8 @@ from orchestrator.run.trials import Source, run_in_this_process
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
+# Ctrl-C, what schedulers send before they kill, and the end of a terminal.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Result = TypeVar("Result")
 Execute = Callable[[Source, Experiment, Path], None]
 
@@ -93,7 +95,8 @@ def ray_where_needed(experiments: Sequence[Experiment], needed: bool) -> Iterato
     from orchestrator.cluster import trainer  # noqa: F401
     from orchestrator.cluster.connect import connected
 
-    with connected(experiments) as dashboard:
+    # Once more: Ray takes the signal for itself that schedulers send.
+    with connected(experiments) as dashboard, one_interrupt():
         say(f"Ray dashboard: {dashboard}")
         yield
 
@@ -114,28 +117,33 @@ def in_background(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def interruptible(standing: Callable[[], str]) -> Iterator[None]:
-    """Turn Ctrl-C into one line that says where things are ``standing`` and how to go on."""
+    """Turn Ctrl-C, and what schedulers send, into one line that says where things are ``standing`` and how to go on."""
     with one_interrupt():
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             say(f"stopped at {standing()}; the same command goes on from its last checkpoint")
             raise
 
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """A second Ctrl-C must not cut the clean-up short that the first one began."""
+    """Ctrl-C raises KeyboardInterrupt, others of ENDINGS SystemExit; a second one does not cut the clean-up short."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        for one in ENDINGS:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    # What is ignored stays so, as under nohup.
+    handled = [one for one in ENDINGS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, interrupt) for one in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)  # None: it was not set from Python
+        for one, handler in before.items():
+            # None: it was not set from Python.
+            signal.signal(one, handler or (signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL))

@@ -17,7 +17,7 @@ from benchmarks.account import Account
 from benchmarks.cache import cached
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
 from benchmarks.images.array_values import as_text, images, labels, numbered
-from benchmarks.sources import check_options, located
+from benchmarks.sources import check_options, located, refuse_path
 
 DIGITS_PIXELS = 32
 DIGITS = "digits.safetensors"
@@ -29,6 +29,7 @@ NEEDED = ("x_train", "y_train", "x_test", "y_test")
 def digits(config: StreamConfig) -> Dataset:
     """scikit-learn's 1,797 real 8x8 images, enlarged to 32x32; a fixed stratified quarter is the test split."""
     check_options(config)
+    refuse_path(config)
     folder, _ = cached("digits", {"pixels": DIGITS_PIXELS, "scikit-learn": version("scikit-learn")}, write_digits)
     arrays = load_file(folder / DIGITS)
     train, test = (Records(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -52,6 +53,8 @@ def image_dataset(
     A class or domain without train or test image raises BenchmarkError that begins with ``place``, or with
     ``skip_bad`` is left out and named after ``skipped``, with ``place`` too.
     """
+    account = account or Account()
+    found = [replace(f, name=composed(f.name), domain=composed(f.domain)) for f in found]
     if not found:
         raise BenchmarkError(f"{place}: no class folder with images in it; put the images of each class in one")
     classes, domains = lacking("class", found, lambda f: f.name), lacking("domain", found, lambda f: f.domain)
@@ -68,9 +71,24 @@ def image_dataset(
         return image_dataset(rest, place, skip_bad, [*skipped, *named], names, account)
     class_names, group_names = sorted({f.name for f in found}), sorted({f.domain for f in found} - {""})
     train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))
-    account = account or Account()
+    names = {composed(name): shown for name, shown in names.items()}
     shown = readable([names.get(name, name) for name in class_names], account)
+    note_case(shown, account)
     return Dataset(train, test, shown, readable(group_names, account), list(skipped), account)
+
+
+def composed(name: str) -> str:
+    """Accents in the one of Unicode's two ways that most systems write: macOS writes the other, for the same name."""
+    return unicodedata.normalize("NFC", name)
+
+
+def note_case(names: Sequence[str], account: Account) -> None:
+    """Classes whose names differ in upper and lower case alone may be meant as one: they stay two, and are named."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            account.note("classes whose name differs from another in case alone", f"{other!r} and {name!r}")
 
 
 def readable(names: list[str], account: Account) -> list[str]:

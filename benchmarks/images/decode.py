@@ -22,6 +22,7 @@ from benchmarks.dataset import BenchmarkError
 from benchmarks.fingerprint import row_digests
 from benchmarks.formats import Prepared
 from benchmarks.images.pixels import upright
+from benchmarks.sources import POINTER, is_pointer
 
 Decoded = tuple[numpy.ndarray | None, str]
 ARRAY, BAD, NOTES, DIGESTS = "images.npy", "bad.json", "notes.json", "digests.npy"
@@ -144,7 +145,14 @@ class Decoder(Dataset[Decoded]):
         try:
             return decode(self.files[index], self.size)
         except Exception as error:  # what Pillow raises for a damaged file depends on its format
-            return None, " ".join(str(error).split()) or type(error).__name__
+            return None, reason(self.files[index], error)
+
+
+def reason(file: str, error: Exception) -> str:
+    """Why a file could not be decoded, in one line."""
+    if os.path.isfile(file) and is_pointer(Path(file)):
+        return POINTER
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def decode(file: str, size: int) -> tuple[numpy.ndarray, str]:

@@ -19,7 +19,7 @@ from benchmarks.images.array_values import images, labels
 from benchmarks.images.arrays import read_npz
 from benchmarks.images.class_files import ClassFiles, image_dataset
 from benchmarks.images.torchvision_sets import obtained
-from benchmarks.sources import check_options, located
+from benchmarks.sources import check_options, located, refuse_path
 
 TRAIN_DRAWERS = 15
 
@@ -55,6 +55,7 @@ def drawer(labels: Tensor) -> Tensor:
 def omniglot_background(config: StreamConfig) -> Dataset:
     """The 30 background alphabets as torchvision downloads them: 964 characters, files of 105 px."""
     check_options(config)
+    refuse_path(config)
     published = obtained("omniglot-py/images_background.zip", lambda root: Omniglot(root, download=True))
     found = []
     for alphabet in folders(Path(published.target_folder)):

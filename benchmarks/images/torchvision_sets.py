@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR100
 
 from benchmarks.cache import cache_root
 from benchmarks.dataset import BenchmarkError, Dataset, Records, StreamConfig, source
-from benchmarks.sources import check_options, data_root
+from benchmarks.sources import check_options, data_root, refuse_path
 
 Opened = TypeVar("Opened")
 
@@ -21,6 +21,7 @@ Opened = TypeVar("Opened")
 def cifar100(config: StreamConfig) -> Dataset:
     """All of CIFAR-100: 500 train and 100 test images of 100 classes, 32 px."""
     check_options(config)
+    refuse_path(config)
     train, test = obtained(
         CIFAR100.filename, lambda root: [CIFAR100(root, train=split, download=True) for split in (True, False)]
     )

@@ -62,10 +62,10 @@ def in_package(name: str) -> Path:
 
 @cache
 def architecture(name: str, gguf_file: str | None) -> PretrainedConfig:
-    """The model's own description of itself."""
+    """The model's own description of itself; code that comes with it is not run, and nobody is asked to."""
     place = located(name)
     try:
-        return AutoConfig.from_pretrained(place, **gguf(gguf_file))
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **gguf(gguf_file))
     except (ImportError, OSError, StrictDataclassError, ValueError) as error:
         raise BenchmarkError(
             f"backbone.name={name}: no model that transformers can read ({reason(error)}); "
@@ -118,7 +118,9 @@ def loaded(config: BackboneConfig, read: Callable[..., Any]) -> nn.Module:
     try:
         # Without dtype, transformers 5 takes the checkpoint's own, and bf16 weights round a step of 1e-5 away. Sizes
         # that do not match are listed as missing weights are, instead of raising with a page of text.
-        backbone, found = read(dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True)
+        backbone, found = read(
+            dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
     except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise BenchmarkError(f"backbone.name={config.name}: its weights cannot be loaded ({reason(error)})") from None
     check_complete([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])], config)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.config import BackboneConfig
-from benchmarks.sources import models_root
+from benchmarks.sources import POINTER, is_pointer, models_root
 
 
 def named_file(config: BackboneConfig) -> Path | None:
@@ -34,6 +34,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"backbone.pretrained={file}: a file of torch.save, which may run code when it is read; convert it with "
             f"safetensors.torch.{code}"
         )
+    if is_pointer(file):
+        raise BenchmarkError(f"backbone.pretrained={file}: {POINTER}")
     try:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except SafetensorError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.dataset import BenchmarkError, Dataset, StreamConfig, source
-from benchmarks.sources import data_root
+from benchmarks.sources import data_root, refuse_path
 from benchmarks.texts.assembled import assembled
 from benchmarks.texts.rows import Label, RowError, Split, TextTask, as_labels, as_row
 
@@ -36,6 +36,7 @@ class HubTask(BaseModel):
 @source("hub_texts")
 def hub_texts(config: StreamConfig) -> Dataset:
     """``benchmark.options.tasks`` describes the tasks (``HubTask``), ``benchmark.tasks`` chooses and orders them."""
+    refuse_path(config)
     bad: list[str] = []
     tasks = [read_task(name, task, bad) for name, task in chosen(config).items()]
     return assembled(tasks, bad, config.skip_bad)

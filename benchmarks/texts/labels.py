@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from benchmarks.account import Account
-from benchmarks.texts.rows import Row, TextTask
+from benchmarks.texts.rows import Row, TextTask, trimmed
 
 
 def unified(task: TextTask, account: Account) -> TextTask:
@@ -39,7 +39,7 @@ def spelled(label: str | int, as_text: bool) -> str | int:
     """A number stays one, unless there are texts beside it."""
     if isinstance(label, int) and not as_text:
         return label
-    return unicodedata.normalize("NFC", str(label).strip())
+    return unicodedata.normalize("NFC", trimmed(str(label)))
 
 
 def note_case(task: TextTask, labels: Iterable[str | int | None], account: Account) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 Label = str | int
 FIELDS = ({"text", "label"}, {"prompt", "answer"})
+EDGES = re.compile("^[\\s\u200b\u2060\ufeff]+|[\\s\u200b\u2060\ufeff]+$")
 FORMS = "text and label, or prompt and answer"
 
 
@@ -64,11 +66,16 @@ def as_row(place: str, fields: object) -> Row:
     return Row(place, words(fields, "prompt"), answer=words(fields, "answer"))
 
 
+def trimmed(text: str) -> str:
+    """Without blanks around it, those included that have no width, which Python takes for letters."""
+    return EDGES.sub("", text)
+
+
 def words(fields: Mapping[str, object], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
         raise RowError(f"the {name} is not a string")
-    if not value.strip():
+    if not trimmed(value):
         raise RowError(f"the {name} is empty")
     try:
         value.encode()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dataset import BenchmarkError
+from benchmarks.sources import LFS, POINTER
 from benchmarks.texts.rows import FIELDS, FORMS, RowError
 
 Found = list[tuple[str, object]]
@@ -33,6 +34,8 @@ ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that were no UTF-8
 
 def read_rows(content: bytes, name: str, place: str) -> Found:
     """The rows of a file's ``content``, by the endings of its ``name``; ``place`` is what messages call it."""
+    if content.startswith(LFS):
+        raise BenchmarkError(f"{place}: {POINTER}")
     ending, *packed = reversed(name.lower().split(".")[1:])
     if ending in PACKED:
         content, ending = unpacked(content, ending, place), packed[0]
@@ -83,7 +86,7 @@ def json_list(content: bytes, place: str) -> Found:
     """The entries of one JSON list, with their numbers."""
     if not content.strip():
         return []
-    entries = whole(content, place)
+    entries = whole(content, place, once)
     if not isinstance(entries, list):
         raise BenchmarkError(f"{place}: not a JSON list; put one line for each row into a .jsonl file instead")
     return [(f"{place}: entry {number}", entry) for number, entry in enumerate(entries, 1)]
@@ -92,7 +95,7 @@ def json_list(content: bytes, place: str) -> Found:
 def parsed(line: bytes) -> object:
     """One line of JSON, or a RowError that says what is wrong."""
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(), object_pairs_hook=once)
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8 (byte {error.start + 1} of the line), {likely(line)}")
     except json.JSONDecodeError as error:
@@ -102,10 +105,20 @@ def parsed(line: bytes) -> object:
         return RowError(f"not JSON ({error})")
 
 
-def whole(content: bytes, place: str) -> Any:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RowError:
+    """A JSON object; a RowError in its stead where a field is there twice, of which json would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        return RowError(f"the field {twice!r} is there twice")
+    return found
+
+
+def whole(content: bytes, place: str, as_object: Callable[[list[tuple[str, Any]]], object] = dict) -> Any:
     """A whole file of JSON; BenchmarkError names the line."""
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode(), object_pairs_hook=as_object)
     except UnicodeDecodeError as error:
         line, reason = content[: error.start].count(b"\n") + 1, f"not UTF-8, {likely(content)}"
     except json.JSONDecodeError as error:

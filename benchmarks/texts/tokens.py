@@ -32,7 +32,7 @@ def load_tokenizer(format: TextFormat) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name; code that comes with it is not run."""
     options = {"gguf_file": format.gguf_file} if format.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(format.tokenizer, **options)
+        return AutoTokenizer.from_pretrained(format.tokenizer, trust_remote_code=False, **options)
     except (ImportError, OSError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BenchmarkError(f"{format.tokenizer}: its tokenizer cannot be loaded ({reason}); name another") from None

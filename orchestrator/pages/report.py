@@ -62,7 +62,7 @@ def write_sweep(folder: Path, summary: dict[str, Any]) -> Path:
 def write(file: Path, html: str) -> Path:
     """Write beside and rename, so that no reader sees half a page."""
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
-    beside.write_text(html, encoding="utf-8")
+    beside.write_text(html, encoding="utf-8", errors="replace")  # paths may have bytes that are no UTF-8
     os.replace(beside, file)
     return file
 

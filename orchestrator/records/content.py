@@ -47,7 +47,12 @@ def params(settings: dict[str, str]) -> list[Param]:
 
 
 def as_text(settings: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in flattened(settings).items()}
+    return {key: storable(str(value)) for key, value in flattened(settings).items()}
+
+
+def storable(text: str) -> str:
+    """With a stand-in for each byte of a path that is no UTF-8, which no database takes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def shortened(value: str) -> str:
@@ -94,7 +99,7 @@ def first_tags(folder: Path, parent: Path | None, settings: dict[str, Any]) -> d
     protocol = (identity.get("sweep") or {}).get("protocol")
     found = {"host": socket.gethostname(), "command": command(settings.get("trial")), **revision()}
     found |= {"protocol": protocol} if protocol else {}
-    return {key: value for key, value in found.items() if value}
+    return {key: storable(value) for key, value in found.items() if value}
 
 
 def command(trial: dict[str, Any] | None) -> str:

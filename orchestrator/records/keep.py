@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def recorded(experiment: Experiment, folder: Path, settings: dict[str, Any]) -> Iterator[Tracker | None]:
     """The MLflow record of the run, sweep or study in ``folder``; None where the experiment's tracking is off.
 
-    Where the block ends with an error the record is closed as FAILED, or as KILLED by Ctrl-C.
+    Where the block ends with an error the record is closed as FAILED, or as KILLED by Ctrl-C and other signals.
     """
     if not experiment.tracking.enabled:
         yield None
@@ -30,7 +30,7 @@ def recorded(experiment: Experiment, folder: Path, settings: dict[str, Any]) -> 
     try:
         yield tracker
     except BaseException as error:
-        tracker.end(folder, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        tracker.end(folder, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
 
 

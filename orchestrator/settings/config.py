@@ -177,7 +177,12 @@ class Experiment(Settings):
     @classmethod
     def absolute(cls, storage: Path) -> Path:
         # Ray's workers start in another folder, where a relative one would be another place.
-        return storage.expanduser().absolute()
+        storage = storage.expanduser().absolute()
+        try:
+            str(storage).encode()
+        except UnicodeEncodeError:
+            raise ValueError("its name is not UTF-8, which the record's database cannot have; choose another") from None
+        return storage
 
     @property
     def folder(self) -> Path:

@@ -474,3 +474,30 @@ def test_the_subset_of_tiny_imagenet_is_read_and_decoded() -> None:
         pixels = numpy.asarray(Image.open(data.test.items[index]).convert("RGB"))
         assert torch.equal(first.inputs[index].permute(1, 2, 0), torch.from_numpy(pixels.copy()))
     assert prepare_images(data.test.items, 64, skip_bad=False).fresh == 0
+
+
+def test_one_name_in_both_ways_of_unicode_is_one_class(root: Path) -> None:
+    numbered(root / "train" / "cafe\u0301", 3)
+    numbered(root / "test" / "caf\u00e9", 2)
+    numbered(root / "train" / "Dog", 3)
+    numbered(root / "test" / "Dog", 2)
+    (root / "classes.json").write_text(json.dumps({"cafe\u0301": "coffee"}))
+    data = read(root)
+    assert data.class_names == ["Dog", "coffee"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 0, 0, 1, 1, 1], [0, 0, 1, 1])
+
+
+def test_classes_that_differ_in_case_alone_are_named(root: Path) -> None:
+    for name in ("Cat", "cat"):
+        numbered(root / name, 5)
+    assert read(root).account.lines() == [
+        "1 classes whose name differs from another in case alone (first: 'Cat' and 'cat')"
+    ]
+
+
+def test_a_pointer_of_git_lfs_is_called_one(root: Path) -> None:
+    file = root / "a.png"
+    root.mkdir()
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(BenchmarkError, match=r"a\.png: not a readable image \(only Git LFS's pointer to it is here"):
+        prepare_images([file], 4, skip_bad=False)

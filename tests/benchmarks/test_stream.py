@@ -420,3 +420,9 @@ def test_split_cifar100_is_ten_tasks_of_ten_classes_without_a_shared_image() -> 
         assert counts(stream, split) == [[size] * 10] * 10
     images = [image for task in stream.tasks for split in SPLITS for image in pixels(getattr(task, split))]
     assert len(set(images)) == len(images) == 15_000
+
+
+@pytest.mark.parametrize("name", ["split_digits", "split_cifar100", "cl_order1"])
+def test_a_path_for_a_source_that_reads_none_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^benchmark\.path=.*: .* reads data of its own; leave it out"):
+        read_stream(load_experiment([f"benchmark={name}", f"benchmark.path={tmp_path}", "backbone=micro_vit"]))

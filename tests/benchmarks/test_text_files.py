@@ -203,3 +203,32 @@ def test_a_validation_file_counts_as_the_others_do(tmp_path: Path) -> None:
     assert data.skipped == [f"{file}:2: label 'new' is in no train row of the task"]
     file.write_bytes(lines([{"text": "a", "label": "new"}]))
     assert refusal(folder, skip_bad=True).startswith(f"{file}: no usable row is in it; ")
+
+
+# --- what editors and programs leave ---
+
+
+def test_blanks_without_a_width_are_blanks(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "x\u200b"}, {"text": "c", "label": "\ufeffx"}]
+    data = read(written(tmp_path / "mine", {"news": rows}))
+    assert data.class_names == ["x"]
+    assert data.account.notes["labels written in another way than the rest"].count == 2 + 2
+    empty = written(tmp_path / "empty", {"news": [{"text": " \u200b\u2060", "label": "x"}, *NEWS]})
+    assert refusal(empty).startswith(f"{empty}/news/train.jsonl:1: the text is empty")
+
+
+@pytest.mark.parametrize(("ending", "place"), [("jsonl", ":1"), ("json", ": entry 1")])
+def test_a_field_that_is_there_twice_is_no_row(tmp_path: Path, ending: str, place: str) -> None:
+    row = '{"text": "a", "label": "x", "label": "y"}'
+    content = (row if ending == "jsonl" else f"[{row}]").encode()
+    folder = replaced(tmp_path / "task", (f"train.{ending}", content), ("test.jsonl", lines(NEWS)))
+    assert refusal(folder).startswith(f"{folder}/task/train.{ending}{place}: the field 'label' is there twice")
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
+    content = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    folder = replaced(tmp_path / "task", ("train.jsonl", content), ("test.jsonl", lines(NEWS)))
+    assert (
+        refusal(folder)
+        == f"{folder}/task/train.jsonl: only Git LFS's pointer to it is here; fetch it with git lfs pull"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,23 @@ def test_files_of_the_hub_are_found_once_they_are_fetched(monkeypatch: pytest.Mo
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text("0a1b")
     assert weight_files(config) == [snapshot / "model.safetensors"]
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    expected = f"backbone.pretrained={file}: only Git LFS's pointer to it is here; fetch it with git lfs pull"
+    assert told(named(tiny_models["bert"], pretrained=file)) == told(BackboneConfig(pretrained=file)) == expected
+
+
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
+    tiny_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    mapped = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": mapped}))
+    (folder / "own.py").write_text("raise SystemExit")
+    said = told(named(folder))
+    assert said.startswith(f"backbone.name={folder}: no model that transformers can read (") and "custom code" in said

@@ -1,4 +1,4 @@
-"""Ctrl-C, as a terminal sends it: everything that was started ends, and the run goes on afterwards."""
+"""Ctrl-C, as a terminal sends it, and what schedulers send: all ends that was started, and the run goes on later."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("command", "workers"),
+    ("command", "workers", "number"),
     [
-        ("train", 0),
-        pytest.param("train", 2, marks=[pytest.mark.ray, pytest.mark.slow]),
-        pytest.param("sweep", 2, marks=pytest.mark.ray),
+        ("train", 0, signal.SIGINT),
+        ("train", 0, signal.SIGHUP),
+        pytest.param("train", 2, signal.SIGINT, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param("train", 2, signal.SIGTERM, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param("sweep", 2, signal.SIGTERM, marks=pytest.mark.ray),
     ],
 )
-def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: str, workers: int) -> None:
+def test_a_signal_ends_everything_and_says_how_to_go_on(
+    tmp_path: Path, command: str, workers: int, number: signal.Signals
+) -> None:
     storage, progress = tmp_path / "runs", "stopped/progress.json"
     settings = [*SMALL, "train.epochs=200", "name=stopped", f"scale.workers={workers}", f"storage={storage}"]
     if command == "sweep":
@@ -41,7 +45,7 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
         text=True,
         start_new_session=True,
         # A shell's background job ignores the signal, and so would everything that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=reset,
     )
     while not any((read_json(file) or {"step": 0})["step"] for file in storage.glob(progress)):
         assert process.poll() is None, process.stderr
@@ -50,15 +54,23 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path, command: s
         assert process.stderr is not None
         check_dashboard(process.stderr, workers)
     started = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "the same command goes on from its last checkpoint" in " ".join(said.split())
     assert "Traceback" not in said
     patience = time.monotonic() + 60  # Ray's workers end by themselves, a moment after their node
     while running(started) and time.monotonic() < patience:
         time.sleep(0.2)
     assert not running(started)
+
+
+def reset() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
