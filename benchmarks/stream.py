@@ -241,7 +241,10 @@ def ready(records: Records, splits: list[list[Tensor]], parts: list[Part], confi
     examples = [[everything.take(among(rows, own)) for own in part] for part in splits]
     for part, own in zip(parts, examples, strict=True):
         if not all(len(split) for split in own):
-            raise BenchmarkError(f"benchmark={config.name}: task {part.name!r} has no rows left in one of its splits")
+            bad = f" ({len(prepared.bad)} cannot be read, the first: {prepared.bad[0]})" if prepared.bad else ""
+            raise BenchmarkError(
+                f"benchmark={config.name}: task {part.name!r} has no rows left in one of its splits{bad}; add some"
+            )
     items = rows.tolist() if isinstance(records.items, Tensor) else [records.items[row] for row in rows.tolist()]
     return Ready(examples, prepared.fresh, prepared.bad, prepared.account, (digests, labels, items))
 

@@ -15,7 +15,7 @@ from orchestrator import export
 from orchestrator.pages.console import say
 from orchestrator.run.checkpoint import read_json
 from orchestrator.run.service import make_service
-from orchestrator.run.session import Session
+from orchestrator.run.session import Session, stream_without_rows
 from orchestrator.run.sharding import Place
 from orchestrator.run.trained import Trained, example, write_model
 from orchestrator.settings.compose import load_experiment
@@ -84,7 +84,8 @@ def best_of(run: str, settings: list[str]) -> str:
 
 def prepare(experiment: Experiment, scratch: Path) -> Trained:
     """Write model and adapter of the newest checkpoint below ``scratch``."""
-    session = Session(experiment, Place(), make_service(experiment), lambda metrics: None)
+    stream = stream_without_rows(experiment)
+    session = Session(experiment, Place(), make_service(experiment), lambda metrics: None, stream)
     session.resume()
     if session.position.task == 0:
         raise UserError(f"{experiment.name}: the run has not learned a task yet; try again later")

@@ -203,10 +203,10 @@ def parquet(content: bytes, place: str) -> Found:
     import pyarrow.parquet  # takes long to import, and few need it
 
     try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(content), pre_buffer=False)
         wanted = [name for name in table.schema_arrow.names if any(name.lower() in form for form in FIELDS)]
         names = checked(columns(wanted or list(table.schema_arrow.names)), place)
-        rows = table.read(columns=wanted).to_pylist()
+        rows = table.read(columns=wanted, use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BenchmarkError(f"{place}: cannot be read as Parquet ({reason}); get it again") from None

@@ -33,7 +33,7 @@ from orchestrator.pages.pictures import (
 from orchestrator.pages.scales import setting_text
 from orchestrator.pages.sweep_view import known, sweep_view
 from orchestrator.pages.tree_view import entry_names, leaf_tasks, search_rows, search_task, task_label
-from orchestrator.run.checkpoint import read_json
+from orchestrator.run.checkpoint import read_json, writable
 from orchestrator.settings.compose import flattened
 
 
@@ -61,9 +61,10 @@ def write_sweep(folder: Path, summary: dict[str, Any]) -> Path:
 
 def write(file: Path, html: str) -> Path:
     """Write beside and rename, so that no reader sees half a page."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
-    beside.write_text(html, encoding="utf-8", errors="replace")  # paths may have bytes that are no UTF-8
-    os.replace(beside, file)
+    with writable(file.parent):
+        beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+        beside.write_text(html, encoding="utf-8", errors="replace")  # paths may have bytes that are no UTF-8
+        os.replace(beside, file)
     return file
 
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,17 +33,30 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     found = numbered(folder)
     number = found[-1] + 1 if found else 1
     beside = folder / "new"  # a run has one writer; what a killed one left is replaced
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    # safetensors refuses tensors that are not contiguous.
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
-    (beside / VALUES).write_text(json.dumps(values))
     target = folder / f"{number:06d}"
-    # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
-    beside.rename(target)
+    shutil.rmtree(beside, ignore_errors=True)
+    with writable(run):
+        beside.mkdir(parents=True)
+        # safetensors refuses tensors that are not contiguous.
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
+        (beside / VALUES).write_text(json.dumps(values))
+        # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
+        beside.rename(target)
     for old in found[: max(0, len(found) + 1 - KEEP)]:
         shutil.rmtree(folder / f"{old:06d}")
     return target
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Turns errors of the file system, such as that of a full disk, into a UserError that names ``folder``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder}: cannot be written to ({reason}); mend that, and the same command goes on where it stopped"
+        ) from None
 
 
 def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -63,12 +79,13 @@ def numbered(folder: Path) -> list[int]:
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # With the process in its name: a lost worker may still write while its successor does.
-    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(beside, file)
+    """Write beside and rename, so that a reader never sees half a file; UserError where that fails."""
+    with writable(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # With the process in its name: a lost worker may still write while its successor does.
+        beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+        beside.write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(beside, file)
 
 
 def read_json(file: Path) -> Any:

@@ -38,14 +38,12 @@ def claim_sweep(experiment: Experiment) -> None:
 
 def take_folder(experiment: Experiment, wanted: dict[str, Any]) -> None:
     if check_folder(experiment, wanted) != wanted:
-        try:
-            write_json(experiment.folder / "experiment.json", wanted)
-        except OSError as error:
-            raise UserError(f"storage={experiment.storage}: cannot be written to ({error.strerror})") from None
+        write_json(experiment.folder / "experiment.json", wanted)
 
 
 def check_folder(experiment: Experiment, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """What the folder holds: ``wanted``, nothing, or a run that never began; UserError for anything else."""
+    refuse_files(experiment)
     found = read_json(experiment.folder / "experiment.json")
     begun = any((experiment.folder / name).exists() for name in BEGUN)
     if found is None or (found != wanted and not begun):
@@ -80,6 +78,13 @@ def refused(experiment: Experiment, reason: str) -> UserError:
     return UserError(
         f"name={experiment.name}: {experiment.folder} {reason}; choose another name=… or remove that folder"
     )
+
+
+def refuse_files(experiment: Experiment) -> None:
+    """UserError where a file is in the place of the run's folder, or of one above it."""
+    for place in (experiment.folder, *experiment.folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{experiment.folder}: {place} is a file; choose another name=… or storage=…")
 
 
 def refuse_strangers(folder: Path) -> None:

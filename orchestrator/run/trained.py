@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.formats import PADDING
 from benchmarks.models import predictor
 from benchmarks.models.backbones import image_size, is_vision, text_format
 from benchmarks.models.model import Model
@@ -25,7 +24,8 @@ from methods.fold import fold
 from orchestrator.run.session import Session
 from orchestrator.settings.config import Experiment
 
-EXAMPLES = 2
+# What an example shows: rows of a user's data would go where the model goes.
+GREY, TEXTS = 128, ["a text", "another text"]
 
 Rows = NDArray[numpy.uint8] | list[str]
 
@@ -34,7 +34,7 @@ Rows = NDArray[numpy.uint8] | list[str]
 class Trained:
     """``model``: the folder that the predictor reads; ``adapter``: PEFT's, where low rank holds the update.
 
-    ``example``: a few images uint8 [n, height, width, 3], or texts; ``tasks``: how many were learned.
+    ``example``: images uint8 [2, height, width, 3], or texts; ``tasks``: how many were learned.
     """
 
     model: Path
@@ -99,14 +99,11 @@ def is_cut(session: Session) -> bool:
 
 
 def example(session: Session) -> Rows:
-    """A few rows of the first task's training split, as the model takes them."""
-    rows = session.stream.tasks[0].train
-    inputs = rows.take(torch.arange(min(EXAMPLES, len(rows)))).batch().inputs
-    if is_vision(session.experiment.backbone.name):
-        pixels: NDArray[numpy.uint8] = inputs.permute(0, 2, 3, 1).contiguous().numpy()
-        return pixels
-    tokens = [row[row != PADDING].tolist() for row in inputs]
-    return list(tokenizer(session.experiment).batch_decode(tokens, skip_special_tokens=True))
+    """Two rows of the form that the model takes."""
+    if not is_vision(session.experiment.backbone.name):
+        return list(TEXTS)
+    _, channels, height, width = session.stream.tasks[0].train.inputs.shape
+    return numpy.full((2, height, width, channels), GREY, numpy.uint8)
 
 
 def tokenizer(experiment: Experiment) -> Any:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.run.checkpoint import read_json
+from orchestrator.run.checkpoint import read_json, writable
 from orchestrator.settings.errors import UserError
 
 OVER = ("finished", "stopped", "failed")
@@ -60,9 +60,10 @@ class Ledger:
     def write(self, event: str, trial: int, **content: Any) -> Trial:
         """Add one line and apply it."""
         line = {"event": event, "trial": trial, "time": datetime.now(UTC).isoformat(timespec="seconds")} | content
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writable(self.file.parent):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         return self.apply(line)
 
     def apply(self, line: dict[str, Any]) -> Trial:

@@ -127,7 +127,9 @@ def test_a_model_of_texts_answers_elsewhere(
     storage = make().storage
     experiment = text_run(texts, tiny_models["bert"]).model_copy(update={"storage": storage, "name": "texts"})
     train(experiment)
-    register("texts", [f"storage={storage}"])
+    texts.rename(texts.with_name("away"))
+    register("texts", [f"storage={storage}"])  # needs none of the data, and shows none
+    texts.with_name("away").rename(texts)
     session = resumed(experiment)
     tokens, expected = own_answers(session)
     (tmp_path / "rows.json").write_text(json.dumps(as_texts(experiment, tokens)))
