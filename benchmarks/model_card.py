@@ -19,6 +19,7 @@ from safetensors import safe_open
 from benchmarks.dataset import StreamConfig
 from benchmarks.models.backbones import build_model, input_format
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.deferred import filled
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.vision import MICRO_VIT_WEIGHTS
 from benchmarks.stream import build_stream
@@ -60,7 +61,7 @@ def frozen_accuracy(data: StreamConfig, pretrained: bool, seed: int) -> float:
     torch.manual_seed(seed)
     backbone = BackboneConfig(pretrained=pretrained)
     stream = build_stream(data, None, input_format(backbone))
-    model = build_model(backbone, HeadConfig(kind="gaussian"), stream, seed).eval()
+    model = filled(build_model(backbone, HeadConfig(kind="gaussian"), stream, seed)).eval()
     task = stream.tasks[0]
     drawn = torch.randperm(len(task.train))[: int(SHARE * len(task.train))]
     for rows in drawn.split(500):

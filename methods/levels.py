@@ -187,7 +187,7 @@ def sliced(parameters: list[tuple[str, nn.Parameter]]) -> tuple[list[Slice], int
     return slices, size
 
 
-def local_range(parameter: nn.Parameter) -> tuple[int, int]:
+def local_range(parameter: Tensor) -> tuple[int, int]:
     """Flat index of the first local element in the whole tensor, and the number of local elements."""
     data = parameter.data
     if not is_sharded(data):

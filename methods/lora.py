@@ -40,9 +40,8 @@ class LoRALinear(nn.Module):
         super().__init__()
         inputs, outputs = sizes(base)
         self.base, self.scale, self.dropout = base.requires_grad_(False), scale, dropout
-        device = next(base.parameters()).device
-        self.lora_A = nn.Linear(inputs, rank, bias=False, device=device)
-        self.lora_B = nn.Linear(rank, outputs, bias=False, device=device)
+        self.lora_A = nn.Linear(inputs, rank, bias=False)
+        self.lora_B = nn.Linear(rank, outputs, bias=False)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from benchmarks.dataset import BenchmarkError
@@ -68,7 +69,11 @@ def text_format(config: BackboneConfig) -> TextFormat:
 
 
 def build_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, seed: int) -> Model:
-    """A frozen backbone with a fresh head for ``stream``, or one that writes answers."""
+    """A frozen backbone with a fresh head for ``stream``, or one that writes answers.
+
+    Its weights may still have to be filled in, see ``deferred.py``. ``seed`` draws the head, and by torch's own numbers
+    what is drawn next.
+    """
     check_backbone(config, head)
     build = image_model if is_vision(config.name) else text_model
     return build(config, head, stream, seed)
@@ -79,6 +84,7 @@ def image_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, se
     from benchmarks.models.classifier import ImageClassifier
 
     backbone, mean, std = vision.load(config)
+    torch.manual_seed(seed)  # how many numbers were drawn so far depends on how the weights come
     wanted = targets(config, backbone, vision.TARGETS, (nn.Linear,))
     return ImageClassifier(backbone, (image_size(config), mean, std), wanted, head, stream.parts, seed)
 
@@ -90,6 +96,7 @@ def text_model(config: BackboneConfig, head: HeadConfig, stream: TaskStream, see
     from benchmarks.texts.tokens import load_tokenizer
 
     backbone = language.load(config)
+    torch.manual_seed(seed)
     wanted = targets(config, backbone, language.known_targets(config), language.LINEAR)
     kind = language.kind(config)
     if kind == "encoder":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models import vision
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.deferred import defer, without_weights
+from benchmarks.models.tensor_files import StoredTensor, stored_tensors
+from benchmarks.models.weight_files import weight_files
 from benchmarks.models.weights import named_file, read_weights
 from benchmarks.sources import models_root
 
@@ -101,16 +104,50 @@ def kind(config: BackboneConfig) -> Kind:
 
 
 def load(config: BackboneConfig) -> nn.Module:
-    """The backbone in float32, with its language-modelling head where it writes answers."""
+    """The backbone in float32, with its language-modelling head where it writes answers.
+
+    Where its files have all weights by its own names, these are left to be filled in, see ``deferred.py``; others
+    transformers reads and converts.
+    """
     auto = AUTO[kind(config)]
-    if config.pretrained is True:
-        return loaded(config, partial(auto.from_pretrained, located(config.name), **gguf(config.gguf_file)))
     about = copy.deepcopy(architecture(config.name, config.gguf_file))  # transformers writes into it, and it is cached
-    backbone: Any = auto.from_config(about, dtype="float32")
-    if file := named_file(config):
-        weights = read_weights(file)
-        return loaded(config, partial(type(backbone).from_pretrained, None, config=about, state_dict=weights))
-    return backbone
+    if config.pretrained is False:
+        return auto.from_config(about, dtype="float32")
+    named = named_file(config)
+    stored = read_weights(named) if named else folder_weights(config)
+    backbone: Any = without_weights(lambda: auto.from_config(about, dtype="float32"))
+    if found := by_own_names(backbone, stored):
+        defer(backbone, found)
+        return backbone.eval()
+    if named:
+        values = {name: tensor.rows() for name, tensor in stored.items()}
+        return loaded(config, partial(type(backbone).from_pretrained, None, config=about, state_dict=values))
+    return loaded(config, partial(auto.from_pretrained, located(config.name), **gguf(config.gguf_file)))
+
+
+def folder_weights(config: BackboneConfig) -> dict[str, StoredTensor]:
+    """The tensors of the model's own safetensors files; none where there are no such files here."""
+    try:
+        return {} if config.gguf_file else stored_tensors(weight_files(config))
+    except (OSError, SafetensorError) as error:
+        raise BenchmarkError(f"backbone.name={config.name}: its weights cannot be loaded ({reason(error)})") from None
+
+
+def by_own_names(backbone: Any, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor] | None:
+    """``stored`` by the names in ``backbone``; None where it lacks one, or has it in another shape.
+
+    Files of a whole model put its name before those of its body, and files of the body leave that out. Of tied weights
+    one is enough.
+    """
+    prefix = f"{backbone.base_model_prefix}."
+    wanted = dict(backbone.named_parameters(remove_duplicate=False))
+    names = [*wanted, *dict(backbone.named_buffers())]
+    for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix)):
+        found = {name: stored[rename(name)] for name in names if rename(name) in stored}
+        same = {id(wanted[n]) for n, tensor in found.items() if n in wanted and tensor.shape == tuple(wanted[n].shape)}
+        if same == {id(parameter) for parameter in wanted.values()}:
+            return found
+    return None
 
 
 def loaded(config: BackboneConfig, read: Callable[..., Any]) -> nn.Module:

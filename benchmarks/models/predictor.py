@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.models.classifier import Classifier, ImageClassifier, TextClassifier
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.deferred import filled
 from benchmarks.models.heads import HeadConfig
 
 ABOUT, WEIGHTS, BACKBONE, HEAD = "model.json", "backbone.safetensors", "backbone", "head.safetensors"
@@ -89,6 +90,7 @@ class ImagePredictor(Predictor):
         super().__init__(folder, about)
         config = BackboneConfig.model_validate(about["backbone"] | {"pretrained": folder / WEIGHTS})
         backbone, mean, std = vision.load(config)
+        backbone = filled(backbone)
         self.size = image_size(config)
         self.model = self.with_head(ImageClassifier(backbone, (self.size, mean, std), (), *self.head))
 
@@ -118,7 +120,7 @@ class TextPredictor(Predictor):
         self.text = about["text"]
         config = BackboneConfig(name=str(folder / BACKBONE))
         self.tokenizer = load_tokenizer(text_format(config))
-        self.backbone = language.load(config)
+        self.backbone = filled(language.load(config))
 
     def tokens(self, texts: Sequence[str], keep_end: bool) -> Tensor:
         from benchmarks.texts.tokens import tokenise_texts

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.config import MICRO_VIT, MICRO_VIT_PIXELS, BackboneConfig
+from benchmarks.models.deferred import defer, without_weights
+from benchmarks.models.tensor_files import StoredTensor
 from benchmarks.models.weights import named_file, read_weights
 
 TARGETS = ("qkv",)  # query, key and value in one projection, as timm's transformers have them
@@ -45,15 +48,19 @@ def suggestion(name: str) -> str:
 
 
 def load(config: BackboneConfig) -> tuple[nn.Module, Tensor, Tensor]:
-    """The backbone without classifier, and mean and deviation [3] of the pixels (0 to 1) that it expects."""
+    """The backbone without classifier, and mean and deviation [3] of the pixels (0 to 1) that it expects.
+
+    Weights of a file are left to be filled in, see ``deferred.py``; those that timm brings are there.
+    """
+    file = weights_file(config)
+    make: Callable[[], nn.Module] = micro_vit if config.name == MICRO_VIT else partial(create, config)
+    backbone = without_weights(make) if file else make()
     if config.name == MICRO_VIT:
-        backbone: nn.Module = micro_vit()
         mean = std = torch.full((3,), 0.5)
     else:
-        backbone = create(config)
         expected = timm.data.resolve_model_data_config(backbone)
         mean, std = torch.tensor(expected["mean"]), torch.tensor(expected["std"])
-    if file := weights_file(config):
+    if file:
         load_weights(backbone, file, config)
     return backbone, mean, std
 
@@ -98,16 +105,16 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 
 def load_weights(backbone: nn.Module, file: Path, config: BackboneConfig) -> None:
-    """Load all weights of the backbone from safetensors; a classifier in the file is left out."""
+    """Note where the file has all weights of the backbone, and read its buffers; a classifier is left out."""
     wanted = backbone.state_dict()
     tensors = by_own_names(read_weights(file), wanted, file)
     wrong = differences(tensors, wanted, classifiers(backbone))
     if wrong:
         raise BenchmarkError(f"backbone.pretrained={file}: not the weights of {config.name} ({'; '.join(wrong)})")
-    backbone.load_state_dict(tensors, strict=False)
+    defer(backbone, tensors)
 
 
-def by_own_names(tensors: dict[str, Tensor], wanted: Iterable[str], file: Path) -> dict[str, Tensor]:
+def by_own_names(tensors: dict[str, StoredTensor], wanted: Iterable[str], file: Path) -> dict[str, StoredTensor]:
     """Without what training programs put before all names, as ``module.`` or ``model.backbone.``."""
     wanted = set(wanted)
     dots = [(name, place) for name in tensors for place in (0, *(m.end() for m in re.finditer(r"\.", name)))]
@@ -126,7 +133,7 @@ def classifiers(backbone: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ("head", *([own] if isinstance(own, str) else own)))
 
 
-def differences(tensors: dict[str, Tensor], wanted: dict[str, Tensor], classifiers: tuple[str, ...]) -> list[str]:
+def differences(tensors: dict[str, StoredTensor], wanted: dict[str, Tensor], classifiers: tuple[str, ...]) -> list[str]:
     """What is missing, too much, or of another shape, in words."""
     # Files of old have no counts of batches, and nothing reads them in evaluation.
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]

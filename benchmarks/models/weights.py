@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.dataset import BenchmarkError
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.tensor_files import StoredTensor, stored_tensors
 from benchmarks.sources import POINTER, is_pointer, models_root
 
 
@@ -26,8 +25,8 @@ def named_file(config: BackboneConfig) -> Path | None:
     )
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in float32; BenchmarkError for any other, pickles among them."""
+def read_weights(file: Path) -> dict[str, StoredTensor]:
+    """All tensors of a safetensors file, where they are; BenchmarkError for any other file, pickles among them."""
     if is_pickle(file):
         code = f"save_file(torch.load({file.name!r}, weights_only=True), {file.stem + '.safetensors'!r})"
         raise BenchmarkError(
@@ -37,7 +36,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if is_pointer(file):
         raise BenchmarkError(f"backbone.pretrained={file}: {POINTER}")
     try:
-        return {name: tensor.float() for name, tensor in load_file(file).items()}
+        return stored_tensors([file])
     except SafetensorError as error:
         raise BenchmarkError(f"backbone.pretrained={file}: not a safetensors file ({error})") from None
 

@@ -45,12 +45,12 @@ class StackedLinear(nn.Module):
         self.rank = self.active = rank
         self.dropout = dropout
         self.scales: Callable[[], Tensor] = self.ones
-        projections, weight = len(self.sections), base.weight
-        self.lora_A = nn.Parameter(weight.new_empty(projections * rank, base.in_features))
-        self.lora_B = nn.Parameter(weight.new_zeros(projections * self.width, rank))
+        projections = len(self.sections)
+        self.lora_A = nn.Parameter(torch.empty(projections * rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(projections * self.width, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # depends on the columns alone: alike in all projections
-        self.stored_A = torch.zeros(projections, 0, base.in_features, device=weight.device)
-        self.stored_B = torch.zeros(projections, self.width, 0, device=weight.device)
+        self.stored_A = torch.zeros(projections, 0, base.in_features)
+        self.stored_B = torch.zeros(projections, self.width, 0)
         self.unfolded: Tensor | None = None  # the local weight without the fold
 
     def forward(self, x: Tensor) -> Tensor:

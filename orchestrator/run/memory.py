@@ -1,7 +1,8 @@
-"""The most memory that a run took on one worker."""
+"""How much memory a run takes on one worker, and that what it frees goes back."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from contextlib import suppress
@@ -10,6 +11,10 @@ from pathlib import Path
 import torch
 
 KIBIBYTE = 1024
+# Bytes from which freed memory goes back to the system. With 1 MiB steps were a quarter slower, as fresh memory has to
+# be cleared; the blocks that FSDP2 gathers are larger.
+LARGE = 4 * 2**20
+MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 def forget_peak(device: torch.device) -> None:
@@ -27,3 +32,13 @@ def peak_memory(device: torch.device) -> int:
     # getrusage counts bytes on macOS and kibibytes on Linux.
     unit = 1 if sys.platform == "darwin" else KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def return_large_memory() -> None:
+    """Have glibc give large memory back once it is freed; other systems do so by themselves.
+
+    Otherwise it keeps up to 32 MiB a piece for later, in places where the next piece may not fit: blocks of a model
+    that are gathered and freed, one after another, then add up to several times the model.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)

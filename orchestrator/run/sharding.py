@@ -22,10 +22,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.models.deferred import fill, sources
 from benchmarks.models.model import Model
-from methods.levels import Levels
+from benchmarks.models.tensor_files import StoredTensor
+from methods.levels import Levels, is_sharded, local_range
+from orchestrator.run.memory import return_large_memory
 
 CPU = torch.device("cpu")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -44,10 +48,16 @@ class Place:
     by_blocks_from: int = 64 * 2**20
 
     def spread(self, model: Model, half: bool = False) -> nn.Module:
-        """Wrap or shard ``model`` in place; the result is what training calls. ``half`` computes in bf16."""
-        model.to(self.device)
+        """Wrap or shard ``model`` in place, and fill in weights that it lacks; the result is what training calls.
+
+        Of sharded weights each worker reads its own rows alone. ``half`` computes in bf16.
+        """
+        stored = sources(model)  # before sharding makes other parameters of them
         if self.sharding == "fsdp2":
             self.shard(model, half)
+        fill(model, stored, self.own_values)
+        # Moves what is left, and tells FSDP2 of its new parameters.
+        model.to(self.device)
         if self.sharding == "ddp":
             return DistributedDataParallel(model)
         return model
@@ -57,9 +67,11 @@ class Place:
         # Gradients are added over workers in float32, and outputs leave in it: a sum in bf16 keeps 8 bits.
         kept = torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, kept, kept) if half else MixedPrecisionPolicy()
-        size = sum(parameter.nbytes for parameter in model.parameters())
+        by_blocks = sum(parameter.nbytes for parameter in model.parameters()) >= self.by_blocks_from
+        if by_blocks and self.device.type == "cpu":
+            return_large_memory()
         # Blocks before the root, which takes the parameters that no inner call has taken.
-        for block in model.blocks() if size >= self.by_blocks_from else []:
+        for block in model.blocks() if by_blocks else []:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
@@ -67,6 +79,16 @@ class Place:
         # FSDP2 gathers parameters around forward alone; these methods would meet their shards.
         for method in ("scores", "collect"):
             register_fsdp_forward_method(model, method)
+
+    def own_values(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
+        """What this worker holds of a frozen weight."""
+        if not is_sharded(parameter):
+            return stored.rows().to(self.device)
+        first, count = local_range(parameter)
+        width = parameter.numel() // parameter.shape[0]
+        rows = stored.rows(first // width, (first + count) // width).to(self.device)
+        mesh, places = parameter.device_mesh, parameter.placements
+        return DTensor.from_local(rows, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
     def levels(self, model: Model) -> Levels:
         """The adapters, by transformer block."""

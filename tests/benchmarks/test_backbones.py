@@ -14,8 +14,9 @@ from benchmarks.formats import ImageFormat
 from benchmarks.model_card import datasets, frozen_accuracy
 from benchmarks.models.backbones import check_backbone, input_format
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.deferred import filled
 from benchmarks.models.heads import HeadConfig
-from benchmarks.models.vision import MICRO_VIT_WEIGHTS, load_weights
+from benchmarks.models.vision import MICRO_VIT_WEIGHTS, load
 from benchmarks.sources import data_root
 from tests.support.models import classifier
 
@@ -110,8 +111,7 @@ def test_norms_that_a_model_has_below_its_head_are_read(tmp_path: Path) -> None:
     assert "head.norm.weight" in norm.state_dict()
     norm.head.norm.weight.data.fill_(3)
     save_file(norm.state_dict(), tmp_path / "norm.safetensors")
-    other = timm.create_model("convnext_atto", num_classes=0)
-    load_weights(other, tmp_path / "norm.safetensors", BackboneConfig(name="convnext_atto"))
+    other = filled(load(BackboneConfig(name="convnext_atto", pretrained=tmp_path / "norm.safetensors"))[0])
     assert torch.equal(other.head.norm.weight, norm.head.norm.weight)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.models.backbones import build_model
 from benchmarks.models.classifier import Classifier
+from benchmarks.models.deferred import filled
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
 from methods.base import Method
@@ -61,7 +62,7 @@ def exported(experiment: Experiment, folder: Path) -> Path:
 
 def fresh(experiment: Experiment) -> Model:
     """The pre-trained backbone with an untrained head."""
-    return build_model(experiment.backbone, experiment.head, read_stream(experiment), experiment.seed).eval()
+    return filled(build_model(experiment.backbone, experiment.head, read_stream(experiment), experiment.seed)).eval()
 
 
 def with_peft(experiment: Experiment, folder: Path) -> Model:

@@ -12,6 +12,7 @@ from benchmarks.dataset import BenchmarkError, Examples
 from benchmarks.models.backbones import build_model
 from benchmarks.models.classifier import Classifier
 from benchmarks.models.config import BackboneConfig
+from benchmarks.models.deferred import filled
 from benchmarks.models.heads import HeadConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
@@ -44,7 +45,7 @@ def one_task_stream(classes: int) -> TaskStream:
 
 def built(config: BackboneConfig, classes: int = 3, head: HeadConfig | None = None) -> Model:
     """What a run of one task would train."""
-    return build_model(config, head or HeadConfig(kind="linear"), one_task_stream(classes), seed=0)
+    return filled(build_model(config, head or HeadConfig(kind="linear"), one_task_stream(classes), seed=0))
 
 
 def told(config: BackboneConfig) -> str:

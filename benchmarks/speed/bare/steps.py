@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +19,6 @@ from benchmarks.dataset import Examples, StreamConfig
 from benchmarks.formats import ImageFormat
 from benchmarks.models.config import MICRO_VIT_PIXELS
 from benchmarks.models.vision import MICRO_VIT_WEIGHTS, micro_vit
-from benchmarks.models.weights import read_weights
 from benchmarks.stream import build_stream
 
 # What the settings of the case say too.
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.backbone = micro_vit()
-        weights = read_weights(MICRO_VIT_WEIGHTS)
+        weights = load_file(MICRO_VIT_WEIGHTS)
         self.backbone.load_state_dict({name: w for name, w in weights.items() if not name.startswith("head.")})
         self.backbone.requires_grad_(False)
         for number in range(len(self.backbone.blocks)):
