@@ -19,7 +19,7 @@ from orchestrator.run.loop import batches, steps_of
 from orchestrator.run.memory import forget_peak, peak_memory
 from orchestrator.run.service import make_service
 from orchestrator.run.session import read_stream
-from orchestrator.run.sharding import Place
+from orchestrator.run.sharding import Place, device_here
 from orchestrator.settings.config import Experiment
 
 TIMED_STEPS = 3  # behind the first one, which is slower
@@ -30,7 +30,7 @@ MIB = 2**20
 def check_experiment(experiment: Experiment) -> Iterator[str]:
     """Lines for people, each as soon as it is known; UserError for what has to be mended before a run can start."""
     check_room([experiment] if experiment.scale.workers else [])
-    place = Place()
+    place = Place(device=device_here(experiment.device))
     forget_peak(place.device)
     stream = read_stream(experiment)
     yield from overview_lines(overview(stream))

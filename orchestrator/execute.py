@@ -22,6 +22,7 @@ from orchestrator.pages.console import say
 from orchestrator.pages.progress import watching
 from orchestrator.run.folder import is_finished
 from orchestrator.run.session import read_stream
+from orchestrator.run.sharding import device_here
 from orchestrator.run.trials import Source, run_in_this_process
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
@@ -42,6 +43,7 @@ def check_run(experiment: Experiment) -> list[str]:
 
 def check(experiment: Experiment) -> list[str]:
     """Everything that can be wrong with an experiment on this machine; returns what is to be said of its data."""
+    device_here(experiment.device)
     try:
         check_backbone(experiment.backbone, experiment.head)
     except BenchmarkError as error:

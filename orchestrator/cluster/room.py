@@ -31,7 +31,17 @@ def room(experiment: Experiment, nodes: Sequence[Node]) -> int:
     scale, sweep = experiment.scale, experiment.sweep
     if not scale.workers:
         return sum(fitting(node, sweep.cpus, sweep.gpus) for node in nodes)
-    return sum(fitting(node, 1, scale.gpus_per_worker) for node in nodes) // scale.workers
+    gpus = gpus_of_worker(experiment, nodes)
+    return sum(fitting(node, 1, gpus) for node in nodes) // scale.workers
+
+
+def gpus_of_worker(experiment: Experiment, nodes: Sequence[Node]) -> float:
+    """What each worker of a run asks for: as set, else one where all of them get one."""
+    scale = experiment.scale
+    if scale.gpus_per_worker != "auto":
+        return scale.gpus_per_worker
+    enough = sum(fitting(node, 1, 1) for node in nodes) >= scale.workers
+    return 1.0 if enough and experiment.device != "cpu" else 0.0
 
 
 def fitting(node: Node, cpus: float, gpus: float) -> int:
@@ -42,10 +52,11 @@ def fitting(node: Node, cpus: float, gpus: float) -> int:
 def check_room(experiment: Experiment, nodes: Sequence[Node]) -> None:
     """UserError for runs that Ray would not refuse but queue without end, as further nodes may join."""
     scale, sweep = experiment.scale, experiment.sweep
-    found, places = room(experiment, nodes), sum(fitting(node, 1, scale.gpus_per_worker) for node in nodes)
+    gpus = gpus_of_worker(experiment, nodes)
+    found, places = room(experiment, nodes), sum(fitting(node, 1, gpus) for node in nodes)
     if not found and scale.workers:
-        have = f"{total(nodes, 'CPU')} CPUs" + (f" and {total(nodes, 'GPU')} GPUs" if scale.gpus_per_worker else "")
-        each = "one" + (f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else "")
+        have = f"{total(nodes, 'CPU')} CPUs" + (f" and {total(nodes, 'GPU')} GPUs" if gpus else "")
+        each = "one" + (f" and {gpus:g} GPUs" if gpus else "")
         way = f"set scale.workers={places}" if places else "set scale.gpus_per_worker=0"
         raise UserError(f"scale.workers={scale.workers}: there are {have}, {each} for each worker; {way}")
     if not found:

@@ -8,6 +8,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
+from orchestrator.cluster.room import gpus_of_worker, nodes_of_cluster
 from orchestrator.cluster.telemetry import RunGauges
 from orchestrator.cluster.tree_actor import RemoteSearch, find_actor, start_actor, stop_actor
 from orchestrator.run.checkpoint import write_json
@@ -75,8 +76,6 @@ def worker(settings: dict[str, Any]) -> None:
 
 
 def scaling(experiment: Experiment) -> ScalingConfig:
-    scale = experiment.scale
-    resources: dict[str, float] = {"CPU": 1}
-    if scale.gpus_per_worker:
-        resources["GPU"] = scale.gpus_per_worker
-    return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.gpus_per_worker), resources_per_worker=resources)
+    gpus = gpus_of_worker(experiment, nodes_of_cluster())
+    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+    return ScalingConfig(num_workers=experiment.scale.workers, use_gpu=bool(gpus), resources_per_worker=resources)

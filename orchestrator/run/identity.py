@@ -31,11 +31,19 @@ WAY_OUT = "put that back, go on with it by --accept-change, or begin another run
 Identity = dict[str, Any]
 
 
-def identity_of(experiment: Experiment, stream: TaskStream) -> Identity:
-    """Fingerprints as plain values: of the stream's ``data``, and by name of ``weights``, ``code`` and ``versions``."""
+def identity_of(experiment: Experiment, stream: TaskStream, device: torch.device) -> Identity:
+    """Fingerprints as plain values: of the stream's ``data``, and by name of ``weights``, ``code`` and ``versions``.
+
+    The kind of ``device`` is one of the latter: on a GPU a run may compute in bf16.
+    """
     files = weight_files(experiment.backbone)
     weights = {file.name: digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
-    return {"data": stream.fingerprint, "weights": weights, "code": code(), "versions": versions()}
+    return {
+        "data": stream.fingerprint,
+        "weights": weights,
+        "code": code(),
+        "versions": versions() | {"device": device.type},
+    }
 
 
 def check_identity(begun: Identity | None, found: Identity, place: Place, accepted: bool = False) -> list[str]:
@@ -73,7 +81,7 @@ def named_changes(part: str, old: dict[str, str], new: dict[str, str]) -> Iterat
     """Which packages are others; which of the files is the first other one, and of how many."""
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if part == "versions":
-        yield from (f"{n} changed from {old.get(n)} to {new.get(n)}" for n in names if n in COMPUTING)
+        yield from (f"{n} changed from {old.get(n)} to {new.get(n)}" for n in names if n in (*COMPUTING, "device"))
     else:
         yield f"the {part} in {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} changed"
 

@@ -22,7 +22,7 @@ from orchestrator.run.learner import Learner, part
 from orchestrator.run.loop import Hooks, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
 from orchestrator.run.service import make_service
-from orchestrator.run.sharding import Place
+from orchestrator.run.sharding import Place, device_here
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
@@ -77,7 +77,7 @@ class Session:
     def goes_on_with(self, begun: dict[str, Any]) -> None:
         """UserError where data, weights or code are others than those that this run has ``begun`` with."""
         accepted = self.experiment.checkpoint.accept_change
-        self.identity = identity_of(self.experiment, self.stream)
+        self.identity = identity_of(self.experiment, self.stream, self.place.device)
         changes = check_identity(begun.get("identity"), self.identity, self.place, accepted)
         where = {"task": self.position.task, "step": self.position.step}
         self.changes = [*begun.get("changes", []), *(where | {"what": change} for change in changes)]
@@ -176,7 +176,8 @@ class Session:
 
 def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
     """The whole run in this process; ``report`` gets the numbers after each task."""
-    Session(experiment, Place(), make_service(experiment), report).run()
+    place = Place(device=device_here(experiment.device))
+    Session(experiment, place, make_service(experiment), report).run()
 
 
 def read_stream(experiment: Experiment) -> TaskStream:

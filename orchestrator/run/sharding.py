@@ -30,6 +30,7 @@ from benchmarks.models.model import Model
 from benchmarks.models.tensor_files import StoredTensor
 from methods.levels import Levels, is_sharded, local_range
 from orchestrator.run.memory import return_large_memory
+from orchestrator.settings.errors import UserError
 
 CPU = torch.device("cpu")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -130,6 +131,16 @@ class Place:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def device_here(wanted: str) -> torch.device:
+    """The device of a run in this process: ``cpu``, ``cuda``, or with ``auto`` the GPU where there is one.
+
+    UserError where there is none that was asked for.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no GPU here; say device=auto, or install a torch that has CUDA")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def adapters_and_head(model: nn.Module) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class ScaleConfig(Settings):
 
     workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process, without a cluster")
     sharding: Literal["none", "ddp", "fsdp2"] = Field("fsdp2", description="how several workers share the model")
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: one where there is one for each worker, else none"
+    )
     max_failures: int = Field(3, ge=0, description="restarts of a lost worker group from its last checkpoint")
 
 
@@ -153,6 +155,9 @@ class Experiment(Settings):
 
     name: str = Field(description="names the run's folder below storage")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights and batch order")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where a run in one process computes; auto: on a GPU where there is one"
+    )
     order_seed: int | None = Field(None, ge=0, lt=2**31, description="order of the classes; null keeps the natural one")
     storage: Path = Field(Path("runs"), validate_default=True, description="folder of all runs, shared by all nodes")
     # pydantic would write the fields of MethodConfig alone, and lose each method's own.
@@ -189,5 +194,8 @@ class Experiment(Settings):
         return self.storage / self.name
 
     def identity(self) -> dict[str, Any]:
-        """The settings that make two runs the same run; where records go, and how often, is not among them."""
-        return self.model_dump(mode="json", exclude={"name", "storage", "checkpoint", "tracking", "sweep"})
+        """The settings that make two runs the same run; where records go, and how often, is not among them.
+
+        Neither is the device, which stands with what else makes numbers, in ``run/identity.py``.
+        """
+        return self.model_dump(mode="json", exclude={"name", "storage", "checkpoint", "tracking", "sweep", "device"})

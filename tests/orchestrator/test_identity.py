@@ -144,6 +144,7 @@ def whole(content: dict[str, Any], **others: dict[str, str]) -> dict[str, Any]:
         ({"weights": {}}, "the weights in a changed"),
         ({"code": {"b.py": "2", "d.py": "1"}}, "the code in b.py and 2 more changed"),
         ({"versions": {"torch": "3"}}, "torch changed from 2 to 3"),
+        ({"versions": {"torch": "2", "device": "cuda"}}, "device changed from None to cuda"),
     ],
 )
 def test_a_change_is_refused_or_accepted_and_told(changed: dict[str, dict[str, str]], line: str) -> None:

@@ -18,6 +18,9 @@ FITTING = {
     "CPUs run out before GPUs": (["sweep.cpus=4", "sweep.gpus=0.25"], [LARGE], 2),
     "workers are spread": (["scale.workers=3"], [SMALL, SMALL], 1),
     "workers with GPUs": (["scale.workers=1", "scale.gpus_per_worker=1"], [SMALL, LARGE], 1),
+    "a GPU for each worker that there is": (["scale.workers=1"], [SMALL, LARGE], 1),
+    "no GPU where one worker would have none": (["scale.workers=2"], [SMALL, LARGE], 5),
+    "no GPU where the CPU is asked for": (["scale.workers=1", "device=cpu"], [SMALL, LARGE], 10),
 }
 
 REFUSED = {

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.run.learner import Learner
-from orchestrator.run.sharding import Place
+from orchestrator.run.sharding import Place, device_here
+from orchestrator.settings.errors import UserError
 from tests.orchestrator.test_learner import TWO, learn, make_learner
 from tests.support.experiments import small_experiment
 from tests.support.pair import WORLD, Pair
@@ -71,3 +72,13 @@ def test_a_worker_without_a_row_adds_nothing(single: Path, sharding: str) -> Non
     assert moved.keys() == expected.keys() and max(float((expected[n] - before[n]).abs().max()) for n in before) > 1e-2
     for name, value in expected.items():
         torch.testing.assert_close(moved[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_run_computes_where_it_is_told_to() -> None:
+    assert device_here("cpu") == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert device_here("auto") == device_here("cuda") == torch.device("cuda")
+        return
+    assert device_here("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"^device=cuda: torch finds no GPU here; say device=auto"):
+        device_here("cuda")
