@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.speed import gorp, sdlora, treelora_step
 from benchmarks.speed.measure import Measurement, pin
+from benchmarks.speed.memory import loading_peak, worker_memory
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
 from benchmarks.speed.trials import early_stopping, sweep_overhead, trial_overhead
@@ -25,6 +26,8 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "gorp-refresh": gorp.refresh,
     "gorp-leak": gorp.leak,
     "startup": startup,
+    "loading-peak": loading_peak,
+    "worker-memory": worker_memory,
     "sweep-overhead": sweep_overhead,
     "trial-overhead": trial_overhead,
     "early-stopping": early_stopping,

@@ -13,7 +13,7 @@ import torch
 KIBIBYTE = 1024
 # Bytes from which freed memory goes back to the system. With 1 MiB steps were a quarter slower, as fresh memory has to
 # be cleared; the blocks that FSDP2 gathers are larger.
-LARGE = 4 * 2**20
+LARGE = 2 * 2**20
 MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
