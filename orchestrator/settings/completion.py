@@ -20,6 +20,7 @@ from orchestrator.settings.files import CONFIGS, GROUPS
 PLAIN: dict[str, list[str]] = {
     "name": [],
     "seed": ["0"],
+    "device": ["auto"],
     "order_seed": ["null"],
     "storage": ["runs"],
 }  # with their defaults
