@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from benchmarks.account import Account
+from benchmarks.formats import PADDING
 
 FREE = -1  # the label of a row whose answer is free text
 SUBSET = ("classes", "first", "train_per_class", "test_per_class")  # settings that leave data out
@@ -157,6 +158,13 @@ class Examples:
         """All rows of arrays."""
         return cls(inputs, labels, torch.arange(len(labels)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """The rows of several parts of the same arrays, one part after another; ValueError for other arrays."""
+        if any(part.inputs is not parts[0].inputs for part in parts):
+            raise ValueError("the parts are rows of different arrays")
+        return replace(parts[0], rows=torch.cat([part.rows for part in parts]))
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -167,7 +175,15 @@ class Examples:
         """All rows, read."""
         answers = None if self.answers is None else self.answers[self.rows]
         references = tuple(self.references[row] for row in self.rows.tolist()) if self.references else ()
-        return Batch(self.inputs[self.rows], self.labels[self.rows], answers, references)
+        return Batch(self.inputs[self.rows], self.own_labels(), answers, references)
+
+    def own_labels(self) -> Tensor:
+        """Labels [n]; the inputs are not read."""
+        return self.labels[self.rows]
+
+    def lengths(self) -> Tensor | None:
+        """Numbers of tokens [n] without padding; None where the inputs are images."""
+        return (self.inputs[self.rows] != PADDING).sum(1) if self.inputs.dim() == 2 else None
 
 
 SOURCES: dict[str, Callable[[StreamConfig], Dataset]] = {}

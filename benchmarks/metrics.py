@@ -1,8 +1,8 @@
 """Summary numbers of an accuracy matrix: those of continual learning, with their formulas.
 
-``R[i][j]`` is the accuracy on task j after learning task i (both from 0, T tasks, values in 0 to 1). A number that
-a stream cannot have (forgetting of a single task) is None. Names differ between papers; the formulas here are what
-this project means by them.
+``R[i][j]`` is the accuracy on task j after learning task i (both from 0, T tasks, values in 0 to 1), None where it was
+not measured. A number that a stream cannot have (forgetting of a single task) is None. Names differ between papers;
+the formulas here are what this project means by them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ def final_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
 
 
 def average_anytime_accuracy(matrix: Matrix) -> float:
-    """AAA, per-task mean: 1/T * sum over i of the mean over j <= i of R[i][j]."""
-    return mean([seen_mean(matrix, row) for row in range(len(matrix))])
+    """AAA, per-task mean: 1/T * sum over i of the mean over j <= i of R[i][j].
+
+    The mean is over those i after which all seen tasks were measured, as in the pooled one.
+    """
+    return mean([seen_mean(matrix, row) for row in whole_rows(matrix)])
 
 
 def average_anytime_pooled_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
     """AAA with each point pooled over the seen test examples, as several class-incremental papers have it."""
-    return mean([pooled(matrix, row, sizes) for row in range(len(matrix))])
+    return mean([pooled(matrix, row, sizes) for row in whole_rows(matrix)])
 
 
 def backward_transfer(
@@ -51,11 +54,16 @@ def backward_transfer(
 
 
 def forgetting(matrix: Matrix) -> float | None:
-    """1/(T-1) * sum over j < T-1 of (max over j <= i < T-1 of R[i][j]) - R[T-1][j] (Chaudhry et al. 2018)."""
+    """1/(T-1) * sum over j < T-1 of (max over j <= i < T-1 of R[i][j]) - R[T-1][j] (Chaudhry et al. 2018).
+
+    The maximum is over what was measured, at least R[j][j].
+    """
     last = len(matrix) - 1
     if last < 1:
         return None
-    best = [max(value(matrix, i, j) for i in range(j, last)) for j in range(last)]
+    best = [
+        max([value(matrix, j, j), *(r for i in range(j, last) if (r := matrix[i][j]) is not None)]) for j in range(last)
+    ]
     return mean([best[j] - value(matrix, last, j) for j in range(last)])
 
 
@@ -84,6 +92,11 @@ def value(matrix: Matrix, row: int, column: int) -> float:
     if found is None:
         raise ValueError(f"accuracy of task {column} after task {row} was not measured")
     return found
+
+
+def whole_rows(matrix: Matrix) -> list[int]:
+    """The tasks after which all those seen were measured."""
+    return [row for row, values in enumerate(matrix) if None not in values[: row + 1]]
 
 
 def seen_mean(matrix: Matrix, row: int) -> float:

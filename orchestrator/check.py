@@ -15,7 +15,7 @@ from benchmarks.overview import overview, overview_lines
 from benchmarks.stream import TaskStream
 from orchestrator.execute import check_room
 from orchestrator.run.learner import Learner
-from orchestrator.run.loop import batches, steps_of
+from orchestrator.run.loop import batches, scored_after, steps_of
 from orchestrator.run.memory import forget_peak, peak_memory
 from orchestrator.run.service import make_service
 from orchestrator.run.session import read_stream
@@ -39,21 +39,27 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
     learner = Learner(experiment, stream, place, make_service(experiment))
     whole = sum(parameter.numel() for parameter in learner.model.parameters())
     yield f"model: {experiment.backbone.name}, {whole:,} parameters, of which {learner.trainable_parameters:,} train"
-    yield from costs(learner, stream)
+    yield from costs(learner, stream, experiment.evaluate.every)
     yield f"memory of this process so far: {peak_memory(place.device) / MIB:,.0f} MiB"
 
 
-def costs(learner: Learner, stream: TaskStream) -> Iterator[str]:
+def costs(learner: Learner, stream: TaskStream, every: int) -> Iterator[str]:
     """How many steps and scored rows a run has, and the time that they would take in this process."""
     steps = sum(steps_of(task, learner) for task in stream.tasks)
-    count = len(stream.tasks)
-    tested, validated = (sum(len(getattr(task, split)) for task in stream.tasks) for split in ("test", "validation"))
-    # All tasks before the stream and after each task, as the loop does; a closed-form head also reads what was learned.
-    scored = (count + 1) * tested + count * validated
+    scored = scored_rows(stream, every)
+    # A closed-form head also reads what was learned.
     fitted = sum(len(task.train) for task in stream.tasks) if learner.model.closed_form else 0
     seconds = steps * step_seconds(learner, stream) + (scored + fitted) * row_seconds(learner, stream)
     yield f"a run: {steps:,} steps of {learner.settings.batch_size} rows, {scored + fitted:,} rows scored or fitted"
     yield f"time in this process: about {duration(seconds)}"
+
+
+def scored_rows(stream: TaskStream, every: int) -> int:
+    """How many rows the loop scores, all tasks before the stream included."""
+    count = len(stream.tasks)
+    after = [scored_after(learned, count, every) for learned in range(1, count + 1)]
+    rows = [len(getattr(stream.tasks[task], split)) for scored in after for split in scored for task in scored[split]]
+    return sum(rows) + sum(len(task.test) for task in stream.tasks)
 
 
 def step_seconds(learner: Learner, stream: TaskStream) -> float:
@@ -70,10 +76,9 @@ def step_seconds(learner: Learner, stream: TaskStream) -> float:
 
 def row_seconds(learner: Learner, stream: TaskStream) -> float:
     """Of one row that is scored."""
-    test = stream.tasks[0].test
-    few = test.take(test.rows.new_tensor(range(min(TIMED_ROWS, len(test)))))
-    batch = few.batch().to(learner.place.device)
     task = stream.tasks[0]
+    few = task.test.take(task.test.rows.new_tensor(range(min(TIMED_ROWS, len(task.test)))))
+    batch = few.batch().to(learner.place.device)
     learner.model.eval()
     with torch.no_grad():
         return timed(lambda: learner.model.scores(batch, task, stream.candidates(1, 0))) / len(few)

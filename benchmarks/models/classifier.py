@@ -31,6 +31,8 @@ class Classifier(Model):
     on features of its training rows, gives the answers.
     """
 
+    computing = (*Model.computing, "judge")
+
     def __init__(
         self, backbone: nn.Module, width: int, targets: tuple[str, ...], head: HeadConfig, parts: list[int], seed: int
     ) -> None:
@@ -49,14 +51,25 @@ class Classifier(Model):
         logits = self.head(self.features(batch.inputs)).float()[:, classes.start : classes.stop]
         return functional.cross_entropy(logits, batch.labels - classes.start, ignore_index=NEVER, reduction="none")
 
-    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
-        logits = self.logits(batch.inputs)
-        columns = [logits[:, c.start : c.stop].argmax(1) + c.start == batch.labels for c in candidates]
-        return torch.stack(columns, 1).double()
+    def encode(self, batch: Batch, tasks: Sequence[Task]) -> Tensor:
+        return self.features(batch.inputs)
+
+    def judge(self, encoded: Tensor, labels: Tensor, candidates: Sequence[Sequence[range]]) -> Tensor:
+        logits = self.answers(encoded)
+        found = torch.zeros(len(labels), len(candidates[0]), dtype=torch.float64, device=labels.device)
+        # By ranges, of which a batch has few.
+        for column, ranges in enumerate(zip(*candidates, strict=True)):
+            for wanted in set(ranges):
+                rows = torch.tensor([one == wanted for one in ranges], device=labels.device)
+                answers = logits[rows, wanted.start : wanted.stop].argmax(1) + wanted.start
+                found[rows, column] = (answers == labels[rows]).double()
+        return found
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores of all classes [n, classes] by the head that answers."""
-        features = self.features(inputs)
+        return self.answers(self.features(inputs))
+
+    def answers(self, features: Tensor) -> Tensor:
         return self.head(features) if self.readout is None else self.readout.logits(features)
 
     def head_parameters(self, task: Task) -> list[Parameter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -20,6 +20,9 @@ class Model(nn.Module, ABC):
     """Both kinds of model, as the learner sees them. Parameters below ``head.`` are the head, others are adapters."""
 
     backbone: Any
+
+    # Methods beside ``forward`` that compute with parameters, which sharding has to gather first.
+    computing: ClassVar[tuple[str, ...]] = ("encode", "collect")
 
     def __init__(self, backbone: nn.Module, targets: tuple[str, ...]) -> None:
         super().__init__()
@@ -41,11 +44,27 @@ class Model(nn.Module, ABC):
         """Training loss of each row [n], over what ``task`` may answer."""
 
     @abstractmethod
-    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
-        """Score of each row in 0 to 1, [n, columns]: a column for each range of labels that may compete.
+    def encode(self, batch: Batch, tasks: Sequence[Task]) -> Tensor:
+        """What ``judge`` needs of each row [n, width], as backbone and adapters alone make it; ``tasks`` is one a row.
+
+        All of them have options, or none has.
+        """
+
+    @abstractmethod
+    def judge(self, encoded: Tensor, labels: Tensor, candidates: Sequence[Sequence[range]]) -> Tensor:
+        """Score of each row in 0 to 1, [n, columns]: a column for each range of labels that may compete in the row.
 
         A model that writes answers knows its task's options from the prompt and gives a single column.
         """
+
+    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
+        """Both at once, for rows of one task."""
+        count = len(batch.labels)
+        return self.judge(self.encode(batch, [task] * count), batch.labels, [candidates] * count)
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all workers that hold shards of this model and have to compute together."""
+        return count
 
     def head_parameters(self, task: Task) -> list[Parameter]:
         """What the optimiser may move of the head in ``task``."""

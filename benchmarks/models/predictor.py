@@ -172,8 +172,8 @@ class WriterPredictor(TextPredictor):
 
         prompts, _ = fitted(self.tokenizer, rows, [make] * len(rows), self.text["length"])
         answers = trimmed(tokenise_answers(self.tokenizer, options, self.text["answer_length"]))
-        likelihoods = self.model.option_likelihoods(trimmed(self.tokens(prompts, keep_end=True)), answers)
-        return [options[index] for index in likelihoods.argmax(1).tolist()]
+        chosen = self.model.likeliest(trimmed(self.tokens(prompts, keep_end=True)), [answers] * len(rows))
+        return [options[index] for index in chosen.tolist()]
 
 
 KINDS: dict[str, type[Predictor]] = {

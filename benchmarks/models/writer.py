@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,21 @@ from transformers.modeling_outputs import BaseModelOutput
 from benchmarks.dataset import Batch
 from benchmarks.formats import PADDING
 from benchmarks.models.model import Model, trimmed
+from benchmarks.models.options import likeliest
 from benchmarks.texts.scores import SCORES
 from benchmarks.texts.tokens import tokenise_answers
 
 if TYPE_CHECKING:
     from benchmarks.stream import Task
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Prompts that were read: logits of the answer's first token [n, words], and what reading on needs."""
+
+    first: Tensor
+    mask: Tensor
+    read: Any
 
 
 class AnswerWriter(Model):
@@ -35,6 +47,7 @@ class AnswerWriter(Model):
     ) -> None:
         super().__init__(backbone, targets)
         self.tokenizer, self.length = tokenizer, length
+        self.known_words: dict[tuple[str, ...], Tensor] = {}
         # The model's own may sample, or forbid tokens that its training has.
         self.backbone.generation_config = greedy(tokenizer, self.backbone.config, length)
 
@@ -43,8 +56,12 @@ class AnswerWriter(Model):
         """Log-likelihood of each answer token [n, answer length], 0 at padding; one answer a prompt."""
 
     @abstractmethod
-    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
-        """Log-likelihood of every option [options, length] after every prompt: [n, options]."""
+    def read(self, prompts: Tensor) -> Reading:
+        """Read every prompt once, whatever answers follow it."""
+
+    @abstractmethod
+    def rest(self, reading: Reading, rows: Tensor, answers: Tensor) -> Tensor:
+        """Log-likelihood [m] of all but the first token of ``answers`` [m, length] after the prompts ``rows`` [m]."""
 
     def forward(self, batch: Batch, task: Task) -> Tensor:
         """Mean negative log-likelihood over the tokens of each row's answer."""
@@ -53,15 +70,31 @@ class AnswerWriter(Model):
         tokens = (answers != PADDING).sum(1).clamp(min=1)
         return -self.likelihoods(trimmed(batch.inputs), answers).sum(1) / tokens
 
-    def scores(self, batch: Batch, task: Task, candidates: Sequence[range]) -> Tensor:
+    def encode(self, batch: Batch, tasks: Sequence[Task]) -> Tensor:
+        """The rows' scores [n, 1]."""
         prompts = trimmed(batch.inputs)
-        if task.options:
-            options = trimmed(tokenise_answers(self.tokenizer, task.options, self.length)).to(prompts.device)
-            chosen = self.option_likelihoods(prompts, options).argmax(1) + task.classes.start
-            return chosen.eq(batch.labels).double()[:, None]
+        if tasks[0].options:
+            chosen = self.likeliest(prompts, [self.words(tuple(task.options)) for task in tasks])
+            starts = torch.tensor([task.classes.start for task in tasks], device=chosen.device)
+            return (chosen + starts).eq(batch.labels).double()[:, None]
         rows = zip(self.written(prompts), batch.references, self.text(prompts), strict=True)
-        score = SCORES[task.score]
-        return torch.tensor([[score(*row)] for row in rows], dtype=torch.float64, device=prompts.device)
+        found = [[SCORES[task.score](*row)] for task, row in zip(tasks, rows, strict=True)]
+        return torch.tensor(found, dtype=torch.float64, device=prompts.device)
+
+    def judge(self, encoded: Tensor, labels: Tensor, candidates: Sequence[Sequence[range]]) -> Tensor:
+        return encoded
+
+    def words(self, options: tuple[str, ...]) -> Tensor:
+        """Tokens [options, length] of label words, kept since every batch asks for them."""
+        if options not in self.known_words:
+            self.known_words[options] = trimmed(tokenise_answers(self.tokenizer, options, self.length))
+        return self.known_words[options]
+
+    def likeliest(self, prompts: Tensor, options: Sequence[Tensor]) -> Tensor:
+        """The number [n] of the likeliest of each prompt's ``options`` [options, length], the first of equal ones."""
+        reading = self.read(prompts)
+        first = reading.first.float().log_softmax(1)
+        return likeliest(first, options, lambda rows, answers: self.rest(reading, rows, answers), self.most)
 
     def written(self, prompts: Tensor) -> list[str]:
         """Greedy answers. Shards have to go on together, so all wait for the longest answer."""
@@ -70,7 +103,7 @@ class AnswerWriter(Model):
             input_ids=tokens,
             attention_mask=mask.long(),
             generation_config=self.backbone.generation_config,
-            # Parameters would not tell: in ``scores``, a registered forward method, they are gathered and no DTensors.
+            # Parameters would not tell: in ``encode``, a registered forward method, they are gathered and no DTensors.
             synced_gpus=isinstance(self, FSDPModule),
         )
         start = 0 if self.backbone.config.is_encoder_decoder else tokens.shape[1]
@@ -99,21 +132,22 @@ class Decoder(AnswerWriter):
         logits = self.logits(tokens, mask, keep=answers.shape[1] + 1, use_cache=False).logits[:, :-1]
         return token_likelihoods(logits, answers)
 
-    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
-        """Each prompt is read once; all options go on from its cached keys and values in one batch."""
+    def read(self, prompts: Tensor) -> Reading:
         tokens, mask = self.padded(prompts)
-        count = len(options)
-        read = self.logits(tokens, mask, keep=1, use_cache=True)
-        logits = read.logits.repeat_interleave(count, 0)
-        answers = options.repeat(len(prompts), 1)
-        if options.shape[1] > 1:
-            cache = read.past_key_values
-            cache.batch_repeat_interleave(count)
-            mask = torch.cat([mask.repeat_interleave(count, 0), answers[:, :-1] != PADDING], 1)
-            shown = answers[:, :-1].clamp(min=0)
-            rest = self.logits(shown, mask, keep=shown.shape[1], use_cache=True, past_key_values=cache).logits
-            logits = torch.cat([logits, rest], 1)
-        return token_likelihoods(logits, answers).sum(1).view(len(prompts), count)
+        output = self.logits(tokens, mask, keep=1, use_cache=True)
+        return Reading(output.logits[:, -1], mask, output.past_key_values)
+
+    def rest(self, reading: Reading, rows: Tensor, answers: Tensor) -> Tensor:
+        """From the cached keys and values of the prompts."""
+        if answers.shape[1] == 1:
+            return reading.first.new_zeros(len(rows))
+        cache = copy(reading.read)  # to select rows changes a cache's layers in place, their tensors it replaces
+        cache.layers = [copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(rows)
+        shown = answers[:, :-1]
+        mask = torch.cat([reading.mask[rows], shown != PADDING], 1)
+        output = self.logits(shown.clamp(min=0), mask, keep=shown.shape[1], use_cache=True, past_key_values=cache)
+        return token_likelihoods(output.logits, answers[:, 1:]).sum(1)
 
     def logits(self, tokens: Tensor, mask: Tensor, keep: int, **options: Any) -> Any:
         """The model's output on ``tokens``, the last columns of what ``mask`` covers; logits of the last ``keep``."""
@@ -131,24 +165,32 @@ class EncoderDecoder(AnswerWriter):
         return prompts.clamp(min=0), prompts != PADDING
 
     def likelihoods(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        return self.repeated_likelihoods(prompts, answers, 1)
-
-    def option_likelihoods(self, prompts: Tensor, options: Tensor) -> Tensor:
-        answers = options.repeat(len(prompts), 1)
-        return self.repeated_likelihoods(prompts, answers, len(options)).sum(1).view(len(prompts), -1)
-
-    def repeated_likelihoods(self, prompts: Tensor, answers: Tensor, count: int) -> Tensor:
         tokens, mask = self.padded(prompts)
-        # Called apart, so that a prompt is read once and not for each of its options.
-        hidden = self.backbone.get_encoder()(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-        start = answers.new_full((len(answers), 1), self.backbone.config.decoder_start_token_id)
+        return token_likelihoods(self.logits(self.encoded(tokens, mask), mask, answers[:, :-1]), answers)
+
+    def read(self, prompts: Tensor) -> Reading:
+        tokens, mask = self.padded(prompts)
+        hidden = self.encoded(tokens, mask)
+        return Reading(self.logits(hidden, mask, prompts.new_empty(len(prompts), 0))[:, 0], mask, hidden)
+
+    def rest(self, reading: Reading, rows: Tensor, answers: Tensor) -> Tensor:
+        logits = self.logits(reading.read[rows], reading.mask[rows], answers[:, :-1])
+        return token_likelihoods(logits[:, 1:], answers[:, 1:]).sum(1)
+
+    def encoded(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What the encoder makes of prompts, called apart so that each is read once and not for each of its options."""
+        return self.backbone.get_encoder()(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+    def logits(self, hidden: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
+        """The decoder's logits [n, length + 1, words] after its start token and each token of ``shown`` [n, length]."""
+        start = shown.new_full((len(shown), 1), self.backbone.config.decoder_start_token_id)
         output = self.backbone(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden.repeat_interleave(count, 0)),
-            attention_mask=mask.long().repeat_interleave(count, 0),
-            decoder_input_ids=torch.cat([start, answers[:, :-1].clamp(min=0)], 1),
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=mask.long(),
+            decoder_input_ids=torch.cat([start, shown.clamp(min=0)], 1),
             use_cache=False,
         )
-        return token_likelihoods(output.logits, answers)
+        return output.logits
 
 
 def greedy(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, length: int) -> GenerationConfig:

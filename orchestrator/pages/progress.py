@@ -97,7 +97,9 @@ def lines() -> Iterator[Show]:
 
 
 def task_line(row: dict[str, Any], tasks: int) -> str:
-    return f"task {row['task']}/{tasks} learned, accuracy so far {percent(row['test_accuracy'])}"
+    accuracy = row["test_accuracy"]  # None where evaluate.every left it out
+    said = "" if accuracy is None else f", accuracy so far {percent(accuracy)}"
+    return f"task {row['task']}/{tasks} learned{said}"
 
 
 def state_line(now: dict[str, Any]) -> str:
@@ -107,6 +109,7 @@ def state_line(now: dict[str, Any]) -> str:
         words.append(f"step {now['step']}/{now['steps']}")
     if now["loss"] is not None:
         words.append(f"loss {now['loss']:.2f}")
-    if now["history"]:
-        words.append(f"accuracy {now['history'][-1]['test_accuracy']:.1%}")
+    measured = [row["test_accuracy"] for row in now["history"] if row["test_accuracy"] is not None]
+    if measured:
+        words.append(f"accuracy {measured[-1]:.1%}")
     return " · ".join(words)

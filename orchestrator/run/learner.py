@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.stream import Task, TaskStream
 from methods import method_class
 from methods.base import Chooser
 from methods.levels import locals_of
+from orchestrator.run.evaluation import Evaluation, share
 from orchestrator.run.sharding import (
     Place,
     adapters_and_head,
@@ -53,6 +54,8 @@ class Learner:
         self.wrapped = place.spread(self.model, self.half)
         # After it: levels are made of this worker's shards.
         self.method.bind(place.levels(self.model), chooser)
+        # Of the model and not its wrapper: DDP wraps forward alone, and FSDP2 has the model's own methods registered.
+        self.evaluation = Evaluation(self.model, stream, place, self.settings.evaluation_batch_size)
         self.seconds = {"train": 0.0, "evaluate": 0.0, "method": 0.0}
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -111,6 +114,8 @@ class Learner:
                 self.method.end_task()
             except ValueError as error:
                 raise UserError(f"task {self.task.index}: {error}") from None
+        if self.method.adapts(self.task.index):
+            self.evaluation.forget()
         # Moments end with the task; a checkpoint between tasks has none.
         self.optimizer = None
         if self.model.closed_form:
@@ -194,39 +199,22 @@ class Learner:
         (loss * self.place.world).backward()
         return self.place.total(loss.detach())
 
-    @torch.no_grad()
-    def scores(self, task: Task, split: str, learned: int) -> list[float]:
-        """Mean score on a split of ``task``, for each set of labels that may compete after ``learned`` tasks."""
-        examples: Examples = getattr(task, split)
-        candidates = self.stream.candidates(learned, task.index)
-        sums: Tensor | float = 0.0
+    def scores(self, tasks: Sequence[Task], split: str, learned: int) -> list[list[float]]:
+        """Mean score on a split of each task, for each set of labels that may compete after ``learned`` tasks."""
+        # Until the next task that moves the adapters, what the backbone makes of a row stays the same.
+        keep = learned < len(self.stream.tasks) and not self.method.adapts(learned)
         with self.timed("evaluate"), self.autocast():
-            # The model and not its wrapper: DDP wraps forward alone, and FSDP2 has ``scores`` registered.
-            self.model.eval()
-            for rows, valid in self.shares(len(examples)):
-                batch = examples.take(rows).batch().to(self.place.device)
-                found = self.model.scores(batch, task, candidates).double()
-                sums = sums + (found * valid.to(self.place.device)[:, None]).sum(0)
-            assert isinstance(sums, Tensor)
-            return (self.place.total(sums) / len(examples)).tolist()
+            return self.evaluation.scores(tasks, split, learned, keep)
 
     @torch.no_grad()
     def fit_head(self, examples: Examples) -> None:
         """One pass over a task's training rows for the statistics of a closed-form head."""
         with self.timed("train"), self.autocast():
             self.model.eval()
-            for rows, valid in self.shares(len(examples)):
+            parts = (part.split(self.settings.evaluation_batch_size) for part in share(len(examples), self.place))
+            for rows, valid in zip(*parts, strict=True):
                 self.model.collect(examples.take(rows).batch().to(self.place.device), valid)
             self.model.finish(self.place.total)
-
-    def shares(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's rows in batches and which of them count; all workers get equally many batches."""
-        world = self.place.world
-        # Each pass gathers FSDP2's shards: a worker with a batch fewer would leave the others waiting without end.
-        padded = torch.arange(-(-count // world) * world)
-        mine = padded[self.place.rank :: world]
-        for rows in mine.split(self.settings.evaluation_batch_size):
-            yield rows.clamp(max=count - 1), rows < count
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values that bring another learner to this point; whole on the first worker.

@@ -1,4 +1,4 @@
-"""Continual learning, whole: for every task, for every epoch, for every batch; then evaluate on all tasks.
+"""Continual learning, whole: for every task, for every epoch, for every batch; then evaluate on the tasks seen.
 
 What happens at a step is the learner's and the method's; when to stop, resume, save and report is decided here.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 from benchmarks.stream import Task, TaskStream
 from orchestrator.run.learner import Learner
 
+Matrix = list[list[float | None]]
+
 
 @dataclass
 class Position:
@@ -24,9 +26,9 @@ class Position:
     step: int = 0  # optimiser steps done in this task
     loss: float | None = None
     initial: list[float] = field(default_factory=list)  # test score on each task before any training
-    test: list[list[float]] = field(default_factory=list)  # accuracy matrix, row = after task
-    validation: list[list[float]] = field(default_factory=list)
-    unmasked: list[list[float]] = field(default_factory=list)  # test, all seen classes competing; scenario task only
+    test: Matrix = field(default_factory=list)  # accuracies, row = after task, None = not scored then
+    validation: Matrix = field(default_factory=list)
+    unmasked: Matrix = field(default_factory=list)  # test, all seen classes competing; scenario task only
     losses: list[float | None] = field(default_factory=list)  # last loss of each task, None where it took no step
 
     def as_dict(self) -> dict[str, Any]:
@@ -42,10 +44,16 @@ class Hooks:
     learned: Callable[[Position], None]
 
 
-def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int) -> None:
-    """Go through the stream from ``position`` on, which is updated in place and ends behind the last task."""
+def learn(
+    learner: Learner, stream: TaskStream, position: Position, hooks: Hooks, save_every: int, evaluate_every: int
+) -> None:
+    """Go through the stream from ``position`` on, which is updated in place and ends behind the last task.
+
+    Checkpoints inside a task follow each other after ``save_every`` steps, evaluations of all seen tasks after
+    ``evaluate_every`` tasks.
+    """
     if not position.initial:
-        position.initial = scores(learner, stream, 0, "test")[0]
+        position.initial = [row[0] for row in learner.scores(stream.tasks, "test", 0)]
     for task in stream.tasks[position.task :]:
         steps = steps_of(task, learner)
         if position.step == 0:
@@ -60,7 +68,7 @@ def learn(learner: Learner, stream: TaskStream, position: Position, hooks: Hooks
             if position.step % save_every == 0 and position.step < steps:
                 hooks.save(position)
         learner.end_task()
-        measure(learner, stream, position)
+        measure(learner, stream, position, evaluate_every)
         position.task, position.step = position.task + 1, 0
         # Saved before it is reported: a scheduler may stop a trial at its report, and a task that was reported but not
         # saved would be learned and reported once more.
@@ -81,20 +89,35 @@ def steps_of(task: Task, learner: Learner) -> int:
     return learner.epochs(task) * -(-len(task.train) // learner.settings.batch_size)
 
 
-def measure(learner: Learner, stream: TaskStream, position: Position) -> None:
-    """Fill one row of each matrix."""
+def measure(learner: Learner, stream: TaskStream, position: Position, every: int) -> None:
+    """Fill one row of each matrix; between two evaluations of all seen tasks the one just learned is scored alone."""
+    learned = position.task + 1
+    scored = scored_after(learned, len(stream.tasks), every)
     with learner.method.inference():
-        test, *unmasked = scores(learner, stream, position.task + 1, "test")
-        validation = scores(learner, stream, position.task + 1, "validation")[0]
+        test, *unmasked = row(learner, stream, scored["test"], "test", learned)
+        validation = row(learner, stream, scored["validation"], "validation", learned)[0]
     position.test.append(test)
     position.unmasked += unmasked
     position.validation.append(validation)
     position.losses.append(position.loss)
 
 
-def scores(learner: Learner, stream: TaskStream, learned: int, split: str) -> list[list[float]]:
-    """Mean score on every task of the stream after ``learned`` tasks, future tasks included.
+def scored_after(learned: int, count: int, every: int) -> dict[str, list[int]]:
+    """Which of ``count`` tasks are scored by split once ``learned`` are, of which all have their turn at the end."""
+    whole = learned % every == 0 or learned == count
+    seen = list(range(learned)) if whole else [learned - 1]
+    # The next one too, for forward transfer, which is read off test rows alone.
+    return {"test": [*seen, learned] if learned < count else seen, "validation": seen}
+
+
+def row(learner: Learner, stream: TaskStream, scored: list[int], split: str, learned: int) -> Matrix:
+    """Mean score on each task of the stream after ``learned`` tasks, None for those that are not ``scored``.
 
     The first row is the result; in scenario task a classifier adds one where all seen classes compete.
     """
-    return [list(row) for row in zip(*(learner.scores(task, split, learned) for task in stream.tasks), strict=True)]
+    found = learner.scores([stream.tasks[index] for index in scored], split, learned)
+    rows: Matrix = [[None] * len(stream.tasks) for _ in found[0]]
+    for index, values in zip(scored, found, strict=True):
+        for number, value in enumerate(values):
+            rows[number][index] = value
+    return rows

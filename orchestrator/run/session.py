@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks import metrics
 from benchmarks.dataset import BenchmarkError
+from benchmarks.limit import limited
 from benchmarks.models.backbones import input_format
 from benchmarks.outline import outline_of, stream_of
 from benchmarks.overview import overview
@@ -19,7 +20,7 @@ from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import write_json
 from orchestrator.run.identity import check_identity, code_digest, identity_of
 from orchestrator.run.learner import Learner, part
-from orchestrator.run.loop import Hooks, Position, learn
+from orchestrator.run.loop import Hooks, Matrix, Position, learn
 from orchestrator.run.memory import forget_peak, peak_memory
 from orchestrator.run.service import make_service
 from orchestrator.run.sharding import Place, device_here
@@ -59,6 +60,7 @@ class Session:
         self.position = Position()
         self.earlier, self.started = 0.0, time.perf_counter()
         self.written = 0.0
+        self.history: list[dict[str, Any]] = []  # the numbers after each task
         self.identity: dict[str, Any] = {}
         self.changes: list[dict[str, Any]] = []
 
@@ -67,7 +69,8 @@ class Session:
         self.goes_on_with(self.resume())
         self.progress(steps=1)
         hooks = Hooks(self.save, self.stepped, self.learned)
-        learn(self.learner, self.stream, self.position, hooks, self.experiment.checkpoint.every)
+        every = self.experiment.checkpoint.every, self.experiment.evaluate.every
+        learn(self.learner, self.stream, self.position, hooks, *every)
         details = self.search.report() if self.search else self.learner.method.report()
         if self.place.rank == 0:
             write_json(self.experiment.folder / "result.json", self.result(details))
@@ -128,14 +131,15 @@ class Session:
         """Write progress.json, from which other processes show the progress and keep the MLflow record."""
         self.written = time.monotonic()
         if self.place.rank == 0:
-            history = [task_metrics(self.position, task) for task in range(self.position.task)]
+            known = len(self.history)
+            self.history += [task_metrics(self.position, task) for task in range(known, self.position.task)]
             now = {
                 "task": self.position.task,
                 "tasks": len(self.stream.tasks),
                 "step": self.position.step,
                 "steps": steps,
                 "loss": self.position.loss,
-                "history": history,
+                "history": self.history,
             }
             write_json(self.experiment.folder / "progress.json", now)
 
@@ -154,7 +158,7 @@ class Session:
             "class_names": self.stream.class_names,
             "scenario": self.stream.scenario,
             "scores": [task.score for task in self.stream.tasks],
-            "subset": experiment.benchmark.subset,
+            "subset": experiment.subset,
             **self.identity,
             "code": code_digest(),
             "changes": self.changes,
@@ -183,7 +187,8 @@ def run_here(experiment: Experiment, report: Callable[[dict[str, Any]], None] = 
 def read_stream(experiment: Experiment) -> TaskStream:
     """The experiment's stream; UserError where the data is not usable."""
     try:
-        return build_stream(experiment.benchmark, experiment.order_seed, input_format(experiment.backbone))
+        stream = build_stream(experiment.benchmark, experiment.order_seed, input_format(experiment.backbone))
+        return limited(stream, experiment.evaluate.limit) if experiment.evaluate.limit else stream
     except BenchmarkError as error:
         raise UserError(str(error)) from None
 
@@ -196,12 +201,16 @@ def stream_without_rows(experiment: Experiment) -> TaskStream:
 
 
 def task_metrics(position: Position, task: int) -> dict[str, Any]:
-    """Numbers after ``task`` + 1 tasks: means over the tasks seen by then."""
+    """Numbers after ``task`` + 1 tasks: means over the tasks seen by then, None where these were not all scored."""
     seen = task + 1
     return {
         "task": seen,
-        "test_accuracy": metrics.mean(position.test[task][:seen]),
-        "validation_accuracy": metrics.mean(position.validation[task][:seen]),
+        "test_accuracy": mean_of_seen(position.test, task),
+        "validation_accuracy": mean_of_seen(position.validation, task),
         "anytime_validation_accuracy": metrics.average_anytime_accuracy(position.validation[:seen]),
         "loss": position.losses[task],
     }
+
+
+def mean_of_seen(matrix: Matrix, task: int) -> float | None:
+    return None if None in matrix[task][: task + 1] else metrics.seen_mean(matrix, task)

@@ -77,8 +77,9 @@ class Place:
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        model.most = self.most  # type: ignore[method-assign]
         # FSDP2 gathers parameters around forward alone; these methods would meet their shards.
-        for method in ("scores", "collect"):
+        for method in model.computing:
             register_fsdp_forward_method(model, method)
 
     def own_values(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
@@ -114,6 +115,14 @@ class Place:
         result = values.clone()
         dist.all_reduce(result)
         return result
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all workers."""
+        if self.world == 1:
+            return count
+        result = torch.tensor(count, device=self.device)
+        dist.all_reduce(result, dist.ReduceOp.MAX)
+        return int(result)
 
     def from_first(self, numbers: Sequence[float]) -> list[float]:
         """The first worker's numbers, however many, on every worker."""

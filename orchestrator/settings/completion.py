@@ -24,7 +24,18 @@ PLAIN: dict[str, list[str]] = {
     "order_seed": ["null"],
     "storage": ["runs"],
 }  # with their defaults
-SECTIONS = ("method.", "benchmark.", "backbone.", "head.", "train.", "scale.", "checkpoint.", "tracking.", "sweep.")
+SECTIONS = (
+    "method.",
+    "benchmark.",
+    "backbone.",
+    "head.",
+    "train.",
+    "scale.",
+    "evaluate.",
+    "checkpoint.",
+    "tracking.",
+    "sweep.",
+)
 SPACE = "sweep.space."
 
 

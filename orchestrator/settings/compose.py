@@ -115,13 +115,16 @@ def checked(data: dict[str, Any], kind: str = "run", option: str | None = None) 
 
 
 def default_name(data: dict[str, Any], option: str | None) -> str:
-    """Method, benchmark, backbone, head, subset and seeds; the usual backbone and head are left out.
+    """Method, benchmark, backbone, head, subset, what is evaluated and seeds; what is usual is left out.
 
     A number on a subset is never taken for one on all data.
     """
     benchmark = data.get("benchmark", {})
     parts = [option or data["method"].name, str(benchmark.get("name")), *model_parts(data)]
     parts += [f"{k.split('_')[0]}{benchmark[k]}" for k in SUBSET if benchmark.get(k)]
+    evaluate = {"every": 1, "limit": None} | data.get("evaluate", {})
+    parts += [f"every{evaluate['every']}"] if evaluate["every"] != 1 else []
+    parts += [f"limit{evaluate['limit']}"] if evaluate["limit"] is not None else []
     parts += [f"order{data['order_seed']}"] if data.get("order_seed") is not None else []
     return "-".join([*parts, f"seed{data.get('seed', 0)}"])
 

@@ -82,6 +82,15 @@ class CheckpointConfig(Settings):
     )
 
 
+class EvaluateConfig(Settings):
+    """Settings ``evaluate.<field>``: which tasks are scored when, and on how many rows."""
+
+    every: int = Field(
+        1, gt=0, description="tasks between evaluations of all seen ones; in between, the latest and the next alone"
+    )
+    limit: int | None = Field(None, gt=0, description="test rows of a task, and validation rows; default: all")
+
+
 class TrackingConfig(Settings):
     """Settings ``tracking.<field>``."""
 
@@ -167,6 +176,7 @@ class Experiment(Settings):
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig = SweepConfig()
@@ -192,6 +202,12 @@ class Experiment(Settings):
     @property
     def folder(self) -> Path:
         return self.storage / self.name
+
+    @property
+    def subset(self) -> dict[str, int]:
+        """The settings by which data are left out, where there are any."""
+        limit = {"evaluation_rows": self.evaluate.limit} if self.evaluate.limit else {}
+        return self.benchmark.subset | limit
 
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs the same run; where records go, and how often, is not among them.

@@ -75,7 +75,7 @@ def test_a_decoder_learns_label_words(make: Make) -> None:
     assert task.options == ["bad", "good"] and task.score == "accuracy"
     chosen = [likeliest(learner, task.test.take(torch.tensor([row])).batch(), task.options) for row in range(20)]
     right = [answer + 2 == label for answer, label in zip(chosen, task.test.batch().labels.tolist(), strict=True)]
-    assert learner.scores(task, "test", 2) == [sum(right) / 20]
+    assert learner.scores([task], "test", 2) == [[sum(right) / 20]]
 
 
 def likeliest(learner: Learner, batch: Batch, options: list[str]) -> int:
@@ -114,7 +114,7 @@ def test_a_decoder_learns_to_write_free_answers(make: Make) -> None:
     written = learner.model.eval().written(batch.inputs.long())
     assert set(batch.references) == {"good", "bad"}
     right = [answer == reference for answer, reference in zip(written, batch.references, strict=True)]
-    assert learner.scores(task, "test", 2) == [sum(right) / 20]
+    assert learner.scores([task], "test", 2) == [[sum(right) / 20]]
 
 
 def test_free_answers_are_judged_by_the_score_of_their_task(make: Make) -> None:

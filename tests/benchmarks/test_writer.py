@@ -18,7 +18,7 @@ from benchmarks.models.writer import AnswerWriter
 from benchmarks.sources import models_root
 from benchmarks.texts.tokens import tokenise_answers, tokenise_texts
 from orchestrator.settings.compose import load_experiment
-from tests.support.models import ANSWER_LENGTH, adapted, built, free_task, labelled_task, writer
+from tests.support.models import ANSWER_LENGTH, adapted, built, free_task, labelled_task, option_likelihoods, writer
 from tests.support.tiny import END, changed, named
 
 STORIES = models_root() / "stories260K"
@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_transformers(tiny_models: dict[str, Path], kind
 @torch.no_grad()
 def test_options_are_as_likely_as_each_of_them_alone(model: AnswerWriter, options: list[str]) -> None:
     prompts, answers = (tokens.long() for tokens in tokens_of(model, PROMPTS, options))
-    found = model.option_likelihoods(prompts, answers)
+    found = option_likelihoods(model, prompts, answers)
     plain = [[-plain_loss(model, prompt, answer) * (answer >= 0).sum() for answer in answers] for prompt in prompts]
     assert torch.allclose(found, torch.tensor(plain), atol=1e-4)
     repeated = [model.likelihoods(prompts, answer.expand(len(prompts), -1)).sum(1) for answer in answers]
@@ -126,7 +126,7 @@ def test_options_are_as_likely_as_each_of_them_alone(model: AnswerWriter, option
 @torch.no_grad()
 def test_options_of_a_single_token_are_read_off_the_prompt(model: AnswerWriter) -> None:
     prompts, answers = (tokens.long() for tokens in tokens_of(model, PROMPTS, OPTIONS))
-    found = model.option_likelihoods(prompts, answers[:, :1])
+    found = option_likelihoods(model, prompts, answers[:, :1])
     plain = [[-plain_loss(model, prompt, answer[:1]) for answer in answers] for prompt in prompts]
     assert torch.allclose(found, torch.tensor(plain), atol=1e-4)
 
@@ -159,7 +159,7 @@ def test_a_labelled_task_is_scored_by_its_likeliest_option(model: AnswerWriter) 
     batch = batch_of(model)
     task = replace(labelled_task(*OPTIONS), classes=range(4, 8))
     options = tokenise_answers(model.tokenizer, OPTIONS, ANSWER_LENGTH).long()
-    likeliest = model.option_likelihoods(batch.inputs.long(), options).argmax(1) + 4
+    likeliest = option_likelihoods(model, batch.inputs.long(), options).argmax(1) + 4
     right = replace(batch, labels=likeliest)
     assert model.scores(right, task, [range(8)]).tolist() == [[1.0]] * len(PROMPTS)
     labels = likeliest.clone()
@@ -213,7 +213,7 @@ def test_stories260k_tells_a_story() -> None:
     answers = model.written(prompts.long())
     assert answers == [plain_answer(model, prompt) for prompt in prompts]
     assert answers[0].startswith("girl named Lily.")
-    assert model.option_likelihoods(prompts.long(), options.long()).argmax(1).tolist() == [0, 0]
+    assert option_likelihoods(model, prompts.long(), options.long()).argmax(1).tolist() == [0, 0]
 
 
 def test_a_head_is_refused_for_a_backbone_that_writes(tiny_models: dict[str, Path]) -> None:

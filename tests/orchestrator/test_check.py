@@ -25,8 +25,8 @@ def test_a_look_at_a_run_counts_what_the_run_will_do_and_starts_none(
     )
     assert said[1].startswith("data of image_folder: 1 files left out whose ending is not that of an image")
     assert said[2].startswith("model: micro_vit, ")
-    # 3 steps an epoch, 2 epochs, 2 tasks; tests before the stream and after each task, validation after each.
-    assert said[3] == f"a run: {3 * 2 * 2} steps of 5 rows, {3 * 8 + 2 * 4} rows scored or fitted"
+    # 3 steps an epoch, 2 epochs, 2 tasks; tests before the stream and after each task, validation of what was learned.
+    assert said[3] == f"a run: {3 * 2 * 2} steps of 5 rows, {3 * 8 + 2 + 4} rows scored or fitted"
     assert said[4].startswith("time in this process: about ") and said[5].startswith("memory of this process so far: ")
     assert not (tmp_path / "runs").exists()
 

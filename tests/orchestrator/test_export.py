@@ -49,7 +49,7 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: type[Model], name: str) -> None:
         called = getattr(model, name)
 
-        def recording(model: Model, *arguments: Tensor) -> Tensor:
+        def recording(model: Model, *arguments: Any) -> Any:
             self.arguments, self.answer = arguments, called(model, *arguments)
             return self.answer
 
@@ -119,9 +119,9 @@ def test_a_mean_over_tasks_is_exported_and_not_the_adapter_trained_last(
 
 def assert_same_logits(experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Train, export to ``folder``, and compare with the run's last evaluation."""
-    seen = Recorder(monkeypatch, Classifier, "logits")
+    seen, answered = Recorder(monkeypatch, Classifier, "encode"), Recorder(monkeypatch, Classifier, "answers")
     train(experiment)
-    inputs, expected = seen.arguments[0], seen.answer
+    inputs, expected = seen.arguments[0].inputs, answered.answer
     exported(experiment, folder)
     with torch.no_grad():
         assert far(with_head(with_peft(experiment, folder), folder).logits(inputs), expected) < ROUNDING
@@ -161,7 +161,7 @@ def test_a_model_that_writes_gets_the_likelihoods_of_the_runs_last_evaluation_an
     texts: Path, tiny_models: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = text_run(texts, tiny_models[kind])
-    seen = Recorder(monkeypatch, type(fresh(experiment)), "option_likelihoods")
+    seen = Recorder(monkeypatch, type(fresh(experiment)), "read")
     train(experiment)
     arguments, expected = seen.arguments, seen.answer
     folder = exported(experiment, tmp_path / "adapter")
@@ -172,8 +172,8 @@ def test_a_model_that_writes_gets_the_likelihoods_of_the_runs_last_evaluation_an
     adapted, plain = with_peft(experiment, folder), fresh(experiment)
     assert isinstance(adapted, AnswerWriter) and isinstance(plain, AnswerWriter)
     with torch.no_grad():
-        assert far(adapted.option_likelihoods(*arguments), expected) < ROUNDING
-        assert far(plain.option_likelihoods(*arguments), expected) > 0.1
+        assert far(adapted.read(*arguments).first, expected.first) < ROUNDING
+        assert far(plain.read(*arguments).first, expected.first) > 0.1
 
 
 class Nested(nn.Module):

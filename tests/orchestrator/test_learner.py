@@ -178,7 +178,7 @@ def test_the_evaluation_batch_does_not_change_a_score(make: Make) -> None:
         learner = make(f"train.evaluation_batch_size={size}", "benchmark.scenario=task", "head=cosine")
         learn(learner)
         learner.end_task()
-        found.append([learner.scores(task, "test", 1) for task in learner.stream.tasks])
+        found.append(learner.scores(learner.stream.tasks, "test", 1))
     assert found[0] == found[1] == found[2]
     assert 0.5 < min(found[0][0]) < 1.0
 
@@ -191,7 +191,7 @@ def test_a_score_is_the_share_of_right_rows(make: Make) -> None:
     batch = task.test.batch()
     with torch.no_grad():
         answers = learner.model.eval().logits(batch.inputs)[:, :2].argmax(1)
-    assert learner.scores(task, "test", 1) == [int((answers == batch.labels).sum()) / len(batch.labels)]
+    assert learner.scores([task], "test", 1) == [[int((answers == batch.labels).sum()) / len(batch.labels)]]
 
 
 # --- two workers ---
@@ -214,7 +214,7 @@ def ends_with(folder: Path, place: Place) -> Weights:
     assert len(learner.stream.tasks[1].train) == 69
     losses = learn(learner, task=1, steps=2, rows=11)
     learner.end_task()
-    scores = [learner.scores(task, "test", 2) for task in learner.stream.tasks]
+    scores = learner.scores(learner.stream.tasks, "test", 2)
     tensors, _ = learner.state()
     return tensors | {"losses": torch.tensor(losses), "scores": torch.tensor(scores)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.dataset import BenchmarkError, Examples
 from benchmarks.models.backbones import build_model
@@ -78,3 +78,13 @@ def adapted(model: Model, rank: int = 2) -> Model:
         if "lora_B" in name or name == "head.parts.0.weight":
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+@torch.no_grad()
+def option_likelihoods(model: AnswerWriter, prompts: Tensor, options: Tensor) -> Tensor:
+    """Log-likelihood of every option [options, length] after every prompt, none left out: [n, options]."""
+    reading = model.read(prompts)
+    rows = torch.arange(len(prompts)).repeat_interleave(len(options))
+    answers = options.repeat(len(prompts), 1)
+    first = reading.first.float().log_softmax(1)[rows, answers[:, 0]]
+    return (first + model.rest(reading, rows, answers)).view(len(prompts), len(options))

@@ -86,7 +86,7 @@ experiment = checked(json.loads(sys.argv[1]))
 learner = Learner(experiment, read_stream(experiment), Place(), None)
 learner.load(*checkpoint.load(experiment.folder))
 with learner.method.inference():
-    print([learner.scores(task, "test", 3)[0] for task in learner.stream.tasks])
+    print([row[0] for row in learner.scores(learner.stream.tasks, "test", 3)])
 """
 
 

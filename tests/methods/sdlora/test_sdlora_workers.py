@@ -52,7 +52,7 @@ def ends_with(learner: Learner) -> Tensors:
     for name, (down, up) in learner.method.pairs().items():
         found |= {f"{name}.A": down, f"{name}.B": up}
     with learner.method.inference():
-        scores = [learner.scores(task, "test", 2) for task in learner.stream.tasks]
+        scores = learner.scores(learner.stream.tasks, "test", 2)
     return found | learner.method.state_dict() | {"scores": torch.tensor(scores)}
 
 
