@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.speed import gorp, sdlora, treelora_step
+from benchmarks.speed.evaluation import evaluation
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.memory import loading_peak, worker_memory
 from benchmarks.speed.startup import startup
@@ -25,6 +26,7 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "gorp-step": gorp.step,
     "gorp-refresh": gorp.refresh,
     "gorp-leak": gorp.leak,
+    "evaluation": evaluation,
     "startup": startup,
     "loading-peak": loading_peak,
     "worker-memory": worker_memory,

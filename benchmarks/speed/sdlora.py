@@ -6,7 +6,7 @@ released layer has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import numpy
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.speed.evaluation import inferring
 from benchmarks.speed.measure import Measurement, medians
 from benchmarks.speed.sdlora_models import (
     REAL,
@@ -101,13 +102,6 @@ def fold(toy: bool) -> list[Measurement]:
         "repeats": repeats,
     }
     return [Measurement("sdlora-fold", ratios["folded"], 1.02, sizes.detail() | detail)]
-
-
-def inferring(network: Network, images: Tensor) -> Callable[[], Tensor]:
-    """A pass in evaluation; the first one is done already."""
-    network.eval()
-    network(images)
-    return lambda: network(images)
 
 
 def kept_bytes(network: Network, images: Tensor) -> tuple[int, int]:

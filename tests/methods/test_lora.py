@@ -70,3 +70,20 @@ def test_dropout_is_the_pairs_alone_and_only_in_training() -> None:
 def test_a_module_that_is_not_linear_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"^backbone.targets: proj is a Conv2d; name linear layers$"):
         LoRA(LoRAConfig()).adapt(wrapped(nn.Conv2d(3, 4, 1)), ["proj"], [], 1)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "bfloat16"])
+@pytest.mark.parametrize("rows", [2, 200])
+def test_without_gradients_the_output_is_the_same(kind: str, rows: int) -> None:
+    """Many rows go through one merged weight, where the base is a linear layer in float32."""
+    torch.manual_seed(0)
+    base = Conv1D(OUTPUTS, INPUTS) if kind == "conv1d" else nn.Linear(INPUTS, OUTPUTS)
+    layer = LoRALinear(base, RANK, 2.0, 0.0)
+    nn.init.normal_(layer.lora_B.weight)
+    if kind == "bfloat16":
+        layer.base.to(torch.bfloat16)
+    x = torch.randn(rows, INPUTS, dtype=next(layer.base.parameters()).dtype)
+    expected = layer(x)
+    with torch.no_grad():
+        assert layer.merging_pays(x) == (kind == "linear" and rows == 200)
+        torch.testing.assert_close(layer(x), expected.detach())

@@ -1,7 +1,7 @@
 """The steps of a tiny run in plain torch: a small ViT with low-rank updates learns two tasks of eight images.
 
-As in a run: all tasks are judged before and after each task, on test and on validation rows, and features of the
-training rows are collected once for a classifier in closed form.
+As in a run: all tasks are judged before the first, and those seen after each task, on validation rows and with the
+next one on test rows; features of the training rows are collected once for a classifier in closed form.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ def learn(
     wrap(model)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     means = torch.zeros(stream.classes, model.width)
-    judged = [split for task in stream.tasks for split in (task.test, task.validation)]
     accuracies(model, means, [task.test for task in stream.tasks], share)
     for number, task in enumerate(stream.tasks, 1):
         for inputs, labels in loader(task.train, 32):
@@ -89,6 +88,7 @@ def learn(
             functional.cross_entropy(model(inputs[share]), labels[share]).backward()
             optimizer.step()
         collect(model, means, task.train, share)
+        judged = [t.test for t in stream.tasks[: number + 1]] + [t.validation for t in stream.tasks[:number]]
         report(number, sum(accuracies(model, means, judged, share)) / len(judged))
 
 
