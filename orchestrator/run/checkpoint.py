@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,35 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     for old in found[: max(0, len(found) + 1 - KEEP)]:
         shutil.rmtree(folder / f"{old:06d}")
     return target
+
+
+class Writer:
+    """Writes the checkpoints of ``run`` one after another beside the training, which waits for the copy alone.
+
+    What went wrong with one is raised by the next call.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        # Threads of an executor are waited for when the process ends: a checkpoint that was begun is finished.
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[Path] | None = None
+
+    def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """As ``save``, of the values that the tensors have now; ``values`` may not change any more."""
+        self.wait()  # a second copy at a time would be memory for nothing
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.writing = self.thread.submit(save, self.run, copies, values)
+
+    def wait(self) -> None:
+        """Until what was saved is written."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Wait, and raise nothing: for the end of a run that may have failed already."""
+        self.thread.shutdown()
 
 
 @contextmanager

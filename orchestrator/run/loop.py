@@ -6,7 +6,7 @@ What happens at a step is the learner's and the method's; when to stop, resume, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class Position:
     losses: list[float | None] = field(default_factory=list)  # last loss of each task, None where it took no step
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values that do not change any more: rows are added and never edited."""
+        return {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,6 @@ def learn(
         learner.end_task()
         measure(learner, stream, position, evaluate_every)
         position.task, position.step = position.task + 1, 0
-        # Saved before it is reported: a scheduler may stop a trial at its report, and a task that was reported but not
-        # saved would be learned and reported once more.
         hooks.save(position)
         hooks.learned(position)
 

@@ -59,6 +59,7 @@ class Session:
         self.learner = Learner(experiment, self.stream, place, search)
         self.position = Position()
         self.earlier, self.started = 0.0, time.perf_counter()
+        self.writer = checkpoint.Writer(experiment.folder)
         self.written = 0.0
         self.history: list[dict[str, Any]] = []  # the numbers after each task
         self.identity: dict[str, Any] = {}
@@ -70,7 +71,10 @@ class Session:
         self.progress(steps=1)
         hooks = Hooks(self.save, self.stepped, self.learned)
         every = self.experiment.checkpoint.every, self.experiment.evaluate.every
-        learn(self.learner, self.stream, self.position, hooks, *every)
+        try:
+            learn(self.learner, self.stream, self.position, hooks, *every)
+        finally:
+            self.writer.close()
         details = self.search.report() if self.search else self.learner.method.report()
         if self.place.rank == 0:
             write_json(self.experiment.folder / "result.json", self.result(details))
@@ -115,13 +119,16 @@ class Session:
         if self.place.rank == 0:
             values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}
             values |= {"identity": self.identity, "changes": self.changes}
-            checkpoint.save(self.experiment.folder, tensors, values)
+            self.writer.save(tensors, values)
 
     def stepped(self, position: Position, steps: int) -> None:
         if time.monotonic() - self.written > PROGRESS_SECONDS:
             self.progress(steps)
 
     def learned(self, position: Position) -> None:
+        # Written before it is reported: a scheduler may stop a trial at its report; a task that was reported and not
+        # saved would be learned again.
+        self.writer.wait()
         # The file first: a sweep's driver copies it to the record when the report arrives. The last report is run's.
         self.progress(steps=1)
         if position.task < len(self.stream.tasks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,37 @@ def test_bad_json_names_file_and_line(tmp_path: Path, text: str, line: int) -> N
         UserError, match=rf"^{re.escape(str(file))}:{line}: not JSON \(.*\); repair or remove the file$"
     ):
         read_json(file)
+
+
+def test_a_checkpoint_is_written_while_the_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, save_file = threading.Event(), checkpoint.save_file
+
+    def waiting(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        assert go_on.wait(60)
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", waiting)
+    writer, weight = checkpoint.Writer(tmp_path), torch.ones(2)
+    writer.save({"a": weight}, {"step": 1})
+    weight += 1  # the next step
+    assert checkpoint.load(tmp_path) is None
+    go_on.set()
+    writer.wait()
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found[1] == {"step": 1} and found[0]["a"].tolist() == [1, 1]
+    writer.save({"a": weight}, {"step": 2})
+    writer.close()
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found[1] == {"step": 2} and found[0]["a"].tolist() == [2, 2]
+
+
+def test_what_went_wrong_beside_the_training_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    writer = checkpoint.Writer(tmp_path)
+    writer.save({}, {"step": 1})
+    with pytest.raises(UserError, match="cannot be written to"):
+        writer.save({}, {"step": 2})
+    writer.save({}, {"step": 3})
+    with pytest.raises(UserError, match="cannot be written to"):
+        writer.wait()
+    writer.close()
