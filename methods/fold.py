@@ -16,6 +16,7 @@ def fold(backbone: nn.Module) -> None:
 
     Called while the method's ``inference`` lasts, so that what is folded is what an evaluation uses.
     """
+    backbone.float()  # half precision would round a small update away
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, LoRALinear | StackedLinear):
             weight = layer.base.get_parameter("weight")

@@ -80,7 +80,7 @@ def row_seconds(learner: Learner, stream: TaskStream) -> float:
     few = task.test.take(task.test.rows.new_tensor(range(min(TIMED_ROWS, len(task.test)))))
     batch = few.batch().to(learner.place.device)
     learner.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), learner.autocast():
         return timed(lambda: learner.model.scores(batch, task, stream.candidates(1, 0))) / len(few)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,6 +23,9 @@ class BackboneConfig(BaseModel):
         None, description="endings of the module names that adapters go to; null: known from the architecture"
     )
     image_size: int | None = Field(None, gt=0, description="side of the images in pixels; null: the model's own")
+    dtype: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of the frozen matrices; auto: bf16 on a GPU that computes in it, float32 elsewhere"
+    )
     gguf_file: str | None = Field(None, description="file in the folder, where the weights are GGUF")
 
     @field_validator("name")

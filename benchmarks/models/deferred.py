@@ -83,5 +83,5 @@ def fill(model: nn.Module, stored: Mapping[str, StoredTensor], values: Values) -
 
 def filled(model: Built) -> Built:
     """``model`` with all of its weights, in this process."""
-    fill(model, sources(model), lambda parameter, stored: stored.rows())
+    fill(model, sources(model), lambda parameter, stored: stored.rows(dtype=parameter.dtype))
     return model

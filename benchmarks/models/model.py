@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -87,6 +88,15 @@ class Model(nn.Module, ABC):
 
     def load_statistics(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``statistics``."""
+
+    def store_frozen(self, dtype: torch.dtype) -> None:
+        """Keep frozen matrices in ``dtype``, also those that have no memory yet.
+
+        Vectors stay as they are: they are few, and a norm computes with them in float32.
+        """
+        for parameter in self.backbone.parameters():
+            if not parameter.requires_grad and parameter.dim() > 1 and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
     def adapters(self) -> list[tuple[str, Parameter]]:
         """Everything trainable but the head."""

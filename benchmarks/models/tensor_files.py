@@ -31,16 +31,16 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
 
-    def rows(self, first: int = 0, stop: int | None = None) -> Tensor:
-        """Rows ``first`` to ``stop`` along the first dimension, all by default; floats in float32."""
+    def rows(self, first: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows ``first`` to ``stop`` along the first dimension, all by default; floats in ``dtype``."""
         if not self.shape:
-            return self.elements(0, 1).reshape(())
+            return self.elements(0, 1, dtype).reshape(())
         stop = self.shape[0] if stop is None else stop
         width = math.prod(self.shape[1:])
-        return self.elements(first * width, stop * width).reshape(stop - first, *self.shape[1:])
+        return self.elements(first * width, stop * width, dtype).reshape(stop - first, *self.shape[1:])
 
-    def elements(self, first: int, stop: int) -> Tensor:
-        found = torch.empty(stop - first, dtype=torch.float32 if self.dtype.is_floating_point else self.dtype)
+    def elements(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
+        found = torch.empty(stop - first, dtype=dtype if self.dtype.is_floating_point else self.dtype)
         step = max(1, BLOCK // self.dtype.itemsize)
         with self.file.open("rb") as opened:
             opened.seek(self.start + first * self.dtype.itemsize)

@@ -74,15 +74,20 @@ class StackedMethod(Method):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Everything folded into the frozen weights: as fast as the bare backbone."""
+        """Everything folded into the frozen weights: as fast as the bare backbone.
+
+        Weights of half precision stay as they are: the sum would round a small update away.
+        """
         wholes = self.wholes()
-        for name, layer in self.layers.items():
+        folded = [name for name, layer in self.layers.items() if layer.base.weight.dtype == torch.float32]
+        for name in folded:
+            layer = self.layers[name]
             layer.fold(layer.delta(*self.factors(name, wholes), self.scales(name, wholes)))
         try:
             yield
         finally:
-            for layer in self.layers.values():
-                layer.unfold()
+            for name in folded:
+                self.layers[name].unfold()
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         wholes = self.wholes()

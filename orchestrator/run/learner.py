@@ -50,7 +50,9 @@ class Learner:
             self.method.adapt(self.model.backbone, self.model.targets, blocks, stream.length)
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.half = half_precision(self.settings.precision, place.device)
+        self.half = half_precision(self.settings.precision, experiment.backbone.dtype, place.device)
+        if self.half and stores_half(experiment.backbone.dtype, place.device):
+            self.model.store_frozen(torch.bfloat16)
         self.wrapped = place.spread(self.model, self.half)
         # After it: levels are made of this worker's shards.
         self.method.bind(place.levels(self.model), chooser)
@@ -249,8 +251,15 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def half_precision(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bf16; parameters and sums stay in float32."""
+def half_precision(precision: str, dtype: str, device: torch.device) -> bool:
+    """Whether to compute in bf16; what is learned and sums stay in float32."""
+    if dtype == "bf16":
+        return True
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def stores_half(dtype: str, device: torch.device) -> bool:
+    """Whether a run that computes in bf16 keeps its frozen matrices in it: on a CPU where that is asked for."""
+    return dtype == "bf16" or (dtype == "auto" and device.type == "cuda")

@@ -85,10 +85,10 @@ class Place:
     def own_values(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
         """What this worker holds of a frozen weight."""
         if not is_sharded(parameter):
-            return stored.rows().to(self.device)
+            return stored.rows(dtype=parameter.dtype).to(self.device)
         first, count = local_range(parameter)
         width = parameter.numel() // parameter.shape[0]
-        rows = stored.rows(first // width, (first + count) // width).to(self.device)
+        rows = stored.rows(first // width, (first + count) // width, parameter.dtype).to(self.device)
         mesh, places = parameter.device_mesh, parameter.placements
         return DTensor.from_local(rows, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
 

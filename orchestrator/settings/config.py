@@ -181,6 +181,12 @@ class Experiment(Settings):
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig = SweepConfig()
 
+    @model_validator(mode="after")
+    def computes_in_what_it_stores(self) -> Experiment:
+        if self.backbone.dtype == "bf16" and self.train.precision == "fp32":
+            raise ValueError("backbone.dtype=bf16 computes in bf16; leave out train.precision=fp32, or say float32")
+        return self
+
     @field_validator("name")
     @classmethod
     def stays_in_folder(cls, name: str) -> str:

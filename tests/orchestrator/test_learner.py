@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.models.classifier import Classifier
 from orchestrator.launch import train
-from orchestrator.run.learner import Learner, half_precision
+from orchestrator.run.learner import Learner, half_precision, stores_half
 from orchestrator.run.loop import batches, steps_of
 from orchestrator.run.session import read_stream
 from orchestrator.run.sharding import Place
@@ -166,7 +166,10 @@ def test_half_precision_trains_and_stays_close(make: Make) -> None:
 
 def test_precision_is_chosen_by_the_device() -> None:
     cpu = torch.device("cpu")
-    assert [half_precision(precision, cpu) for precision in ("auto", "fp32", "bf16")] == [False, False, True]
+    found = [half_precision(precision, "auto", cpu) for precision in ("auto", "fp32", "bf16")]
+    assert found == [False, False, True]
+    assert half_precision("auto", "bf16", cpu)
+    assert [stores_half(dtype, cpu) for dtype in ("auto", "float32", "bf16")] == [False, False, True]
 
 
 # --- scores ---
