@@ -74,8 +74,8 @@ def progress_picture(names: Sequence[str], accuracy: Matrix) -> Markup:
         for task, name in enumerate(names):
             dashes = DASHES[task // len(PALETTE) % len(DASHES)]
             looks: dict[str, Any] = {"color": PALETTE[task % len(PALETTE)], "marker": "o", "markersize": 3.5}
-            learned = np.arange(task + 1, count + 1)
-            axes.plot(learned, 100 * accuracy[task:, task], dashes, label=short(name), **looks)
+            learned = task + np.flatnonzero(~np.isnan(accuracy[task:, task]))
+            axes.plot(1 + learned, 100 * accuracy[learned, task], dashes, label=short(name), **looks)
         axes.set(xlabel="tasks learned", ylabel="test accuracy, %", xlim=(0.5, count + 0.5), ylim=(-3, 103))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")

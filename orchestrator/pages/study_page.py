@@ -172,7 +172,9 @@ def matrix(label: str, result: Result) -> str:
     lines = [f"## {label}", f"Score: {', '.join(kinds)}, in %; row: after learning the task, column: on the task."]
     lines += ["", "| after | " + " | ".join(names) + " |", "| --- " + "| ---: " * len(names) + "|"]
     for name, row in zip(names, result["accuracy_matrix"], strict=True):
-        lines.append(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join("–" if value is None else f"{100 * value:.1f}" for value in row) + " |"
+        )
     if result["unmasked_matrix"]:
         last = ", ".join(f"{100 * value:.1f}" for value in result["unmasked_matrix"][-1])
         lines += ["", f"With all seen classes competing, after the last task: {last}."]

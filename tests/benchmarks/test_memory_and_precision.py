@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dataset import Batch, BenchmarkError
+from benchmarks.models.classifier import Classifier
 from benchmarks.models.config import BackboneConfig
 from benchmarks.models.model import Model
 from benchmarks.models.writer import AnswerWriter
+from orchestrator.launch import train
+from orchestrator.run.learner import Learner
+from orchestrator.run.session import read_stream
 from orchestrator.run.sharding import Place
-from tests.support.models import adapted, built, free_task, one_task, option_likelihoods
+from orchestrator.settings.config import Experiment
+from orchestrator.settings.errors import UserError
+from tests.support.interruption import assert_ends_alike
+from tests.support.models import adapted, built, free_task, labelled_task, one_task, option_likelihoods
 from tests.support.tiny import END, VOCABULARY, named
 
 KINDS = ("micro_vit", "vit_tiny_patch16_224", "bert", "llama", "gpt2", "t5", "bart")
@@ -121,6 +129,54 @@ def test_bf16_is_near_and_keeps_parameters_and_gradients_in_full_precision(
     assert {p.dtype for p in other.parameters()} == {g.dtype for g in gradients.values()} == {torch.float32}
     similar = nn.functional.cosine_similarity(flat(gradients), flat(expected), dim=0)
     assert 0.95 < similar < 1 - 1e-6
+
+
+@every_kind
+def test_frozen_matrices_in_bf16_give_nearly_the_same(tiny_models: dict[str, Path], kind: str) -> None:
+    model, other = make_model(tiny_models, kind), make_model(tiny_models, kind)
+    loss, expected = learned(model, batch_for(model, kind), half=True)
+    other.store_frozen(torch.bfloat16)
+    near, gradients = learned(other, batch_for(other, kind), half=True)
+    assert abs(near - loss) <= 2e-2 * loss
+    assert nn.functional.cosine_similarity(flat(gradients), flat(expected), dim=0) > 0.9
+    for name, parameter in other.named_parameters():
+        matrix = not parameter.requires_grad and parameter.dim() > 1
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
+    task = labelled_task("yes", "no", "red")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert other.eval().scores(batch_for(other, kind), task, [range(3)]).shape == (4, 1)
+
+
+@pytest.mark.parametrize("method", ["sdlora", "gorp", "treelora"])
+def test_a_run_with_a_backbone_in_bf16_goes_on_where_it_stopped_and_is_told_from_one_in_float32(
+    small: Callable[..., Experiment], method: str
+) -> None:
+    few = [f"method={method}", "benchmark.tasks=2", "benchmark.classes=4", "checkpoint.every=2"]
+    whole, stopped = (small(*few, "backbone.dtype=bf16", f"name={name}") for name in ("whole", "stopped"))
+    result = train(whole)
+    assert_ends_alike(stopped, 1, 5, whole, result)
+    other = train(small(*few, "name=float32"))
+    assert abs(other["final_average_accuracy"] - result["final_average_accuracy"]) < 0.15
+    with pytest.raises(UserError, match=r"backbone\.dtype"):
+        train(small(*few, "name=whole"))
+
+
+def test_updates_are_not_folded_into_weights_that_would_round_them_away(small: Callable[..., Experiment]) -> None:
+    experiment = small("method=sdlora", "benchmark.tasks=2", "benchmark.classes=4", "backbone.dtype=bf16", "name=a")
+    learner = Learner(experiment, read_stream(experiment), Place(), None)
+    learner.begin_task(learner.stream.tasks[0], 2)
+    learner.step(torch.arange(8), 0)
+    images = learner.stream.tasks[0].test.batch().inputs
+    assert isinstance(learner.model, Classifier)
+    with torch.no_grad(), learner.autocast():
+        expected = learner.model.eval().features(images)
+        with learner.method.inference():
+            assert torch.equal(learner.model.features(images), expected)
+
+
+def test_bf16_weights_with_float32_arithmetic_are_refused(small: Callable[..., Experiment]) -> None:
+    with pytest.raises(UserError, match=r"backbone.dtype=bf16 computes in bf16; leave out train.precision=fp32"):
+        small("backbone.dtype=bf16", "train.precision=fp32")
 
 
 def flat(gradients: dict[str, Tensor]) -> Tensor:

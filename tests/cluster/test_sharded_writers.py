@@ -24,6 +24,7 @@ CASES = {
     "fsdp2": {"sharding": "fsdp2"},
     "fsdp2, recomputing": {"sharding": "fsdp2", "recompute": True, "blocks": True},
     "fsdp2, bf16": {"sharding": "fsdp2", "half": True, "blocks": True},
+    "fsdp2, bf16 weights": {"sharding": "fsdp2", "half": True, "blocks": True, "stored": True},
     "ddp": {"sharding": "ddp"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -77,6 +78,8 @@ def worker(process: int, folder: Path, models: dict[str, Path]) -> None:
     for kind in KINDS:
         for case, settings in CASES.items():
             model = make_model(models[kind], bool(settings.get("recompute")))
+            if settings.get("stored"):
+                model.store_frozen(torch.bfloat16)
             by_blocks_from = 0 if settings.get("blocks") else 2**30
             place = Place(process, WORLD, str(settings["sharding"]), by_blocks_from=by_blocks_from)
             found = observed(model, place, bool(settings.get("half")))
@@ -168,10 +171,11 @@ def test_the_checkpoint_holds_the_whole_adapters_on_the_first_worker(
 
 
 @every_kind
+@pytest.mark.parametrize("case", ["fsdp2, bf16", "fsdp2, bf16 weights"])
 def test_shards_that_compute_in_bf16_keep_their_gradients_in_full_precision(
-    folder: Path, alone: dict[str, dict[str, Tensor]], kind: str
+    folder: Path, alone: dict[str, dict[str, Tensor]], kind: str, case: str
 ) -> None:
-    views = seen(folder, kind, "fsdp2, bf16")
+    views = seen(folder, kind, case)
     assert abs(rows(views, "loss").mean() / alone[kind]["loss"].mean() - 1) <= 2e-2
     gradients = {name: value for name, value in alone[kind].items() if name.startswith("gradient.")}
     found = {name: views[0][name] for name in gradients}
