@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed import gorp, sdlora, treelora_step
+from benchmarks.speed import gorp, run_costs, sdlora, training, treelora_step
 from benchmarks.speed.evaluation import evaluation
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.memory import loading_peak, worker_memory
+from benchmarks.speed.sketching import sketch
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
 from benchmarks.speed.trials import early_stopping, sweep_overhead, trial_overhead
@@ -27,6 +28,12 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "gorp-refresh": gorp.refresh,
     "gorp-leak": gorp.leak,
     "evaluation": evaluation,
+    "sketch": sketch,
+    "treelora-training": training.treelora_training,
+    "workers": training.workers,
+    "checkpoint": run_costs.checkpoint,
+    "loader": run_costs.loader,
+    "stream-growth": run_costs.growth,
     "startup": startup,
     "loading-peak": loading_peak,
     "worker-memory": worker_memory,
