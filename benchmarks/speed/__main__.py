@@ -12,6 +12,7 @@ from benchmarks.speed import gorp, run_costs, sdlora, training, treelora_step
 from benchmarks.speed.evaluation import evaluation
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.memory import loading_peak, worker_memory
+from benchmarks.speed.page import page
 from benchmarks.speed.sketching import sketch
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
@@ -46,14 +47,17 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
-    if options.json and not options.json.parent.is_dir():
-        parser().error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
+    for name, file in (("--json", options.json), ("--page", options.page)):
+        if file and not file.parent.is_dir():
+            parser().error(f"{name} {file}: there is no folder {file.parent}; make it first")
     pin()
     records = []
-    for name in [options.only] if options.only else CASES:
+    for name in options.only or CASES:
         for measurement in CASES[name](options.toy):
             records.append(measurement.record())
             print(line(records[-1]), file=sys.stderr, flush=True)
+    if options.page:
+        options.page.write_text(page(records), encoding="utf-8")
     text = json.dumps(records, indent=2)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -65,8 +69,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "python -m benchmarks.speed", description="Figures measured beside their reference."
     )
-    result.add_argument("--only", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    result.add_argument("--only", choices=CASES, nargs="+", metavar="CASE", help=f"some of {', '.join(CASES)}")
     result.add_argument("--json", type=Path, metavar="FILE", help="write the records there instead of printing them")
+    result.add_argument("--page", type=Path, metavar="FILE", help="write them as Markdown")
     result.add_argument("--toy", action="store_true", help="tiny sizes: shows that the cases run, measures nothing")
     return result
 

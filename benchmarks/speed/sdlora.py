@@ -49,7 +49,7 @@ def step(toy: bool) -> list[Measurement]:
         "bytes_with_the_inputs": {name: own + inputs for name, (own, inputs) in kept.items()},
     }
     return [
-        Measurement("sdlora-step", seconds["sdlora"] / seconds["lora"], 1.15, detail | timed),
+        Measurement("sdlora-step", seconds["sdlora"] / seconds["lora"], 1.10, detail | timed),
         Measurement("sdlora-step", without_inputs["sdlora"] / without_inputs["loop"], 1 / 50, detail | memory),
     ]
 
@@ -58,7 +58,8 @@ def growth(toy: bool) -> list[Measurement]:
     """The slope of a step's seconds over the number of stored tasks, by the seconds with none."""
     sizes, repeats = (TOY, 2) if toy else (REAL, 4)
     counts = [sizes.stored * quarter // 4 for quarter in range(5)]
-    candidates = {f"sdlora {count}": stepping(with_sdlora(sizes, count)[0], sizes) for count in counts}
+    many = 3 * sizes.stored
+    candidates = {f"sdlora {count}": stepping(with_sdlora(sizes, count)[0], sizes) for count in (*counts, many)}
     ends = [counts[0], counts[-1]]
     candidates |= {f"loop {count}": stepping(with_loop(sizes, count), sizes) for count in ends}
     seconds = medians(candidates, repeats)
@@ -69,7 +70,12 @@ def growth(toy: bool) -> list[Measurement]:
         "seconds": seconds,
         "repeats": repeats,
     }
-    return [Measurement("sdlora-growth", slope, 0.008, sizes.detail() | detail)]
+    far = seconds[f"sdlora {many}"] / seconds[f"sdlora {counts[2]}"]
+    apart = {"quantity": f"a step with {many} stored tasks by one with {counts[2]}", "seconds": seconds}
+    return [
+        Measurement("sdlora-growth", slope, 0.008, sizes.detail() | detail),
+        Measurement("sdlora-growth", far, 1.3, sizes.detail() | apart),
+    ]
 
 
 def relative_slope(counts: list[int], seconds: list[float]) -> float:

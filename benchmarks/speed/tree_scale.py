@@ -37,9 +37,9 @@ def tree_scale(toy: bool) -> list[Measurement]:
     }
     return [
         Measurement(
-            "tree-scale", round_ratio, 3.0, {"quantity": "a round, largest to smallest", "microseconds": micros}
+            "tree-scale", round_ratio, 1.5, {"quantity": "a round, largest to smallest", "microseconds": micros}
         ),
-        Measurement("tree-scale", exponent, 1.15, growth),
+        Measurement("tree-scale", exponent, 1.1, growth),
         Measurement("tree-scale", memory_ratio(sizes[-1]), 3.0, size),
     ]
 

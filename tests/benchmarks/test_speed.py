@@ -11,7 +11,7 @@ from benchmarks.speed.__main__ import CASES, main
 from benchmarks.speed.measure import Measurement, medians
 
 # Whole commands with a cluster of their own, each of them 15 s at any size.
-SWEEPS = ("sweep-overhead", "trial-overhead", "early-stopping", "worker-memory")
+SWEEPS = ("sweep-overhead", "trial-overhead", "early-stopping", "worker-memory", "workers")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SWEEPS)) for case in CASES])
@@ -40,14 +40,21 @@ def test_candidates_take_turns() -> None:
 def test_the_records_of_one_case_are_written_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.speed.__main__.pin", lambda: None)  # it would keep all later tests on one core
     file = tmp_path / "speed.json"
-    main(["--toy", "--only", "treelora-step-vitb", "--json", str(file)])
+    page = tmp_path / "speed.md"
+    main(["--toy", "--only", "treelora-step-vitb", "--json", str(file), "--page", str(page)])
     (record,) = json.loads(file.read_text())
+    assert f"| treelora-step-vitb | ms per training step | {record['value']:.3g} | 0.4 |" in page.read_text()
     assert record["case"] == "treelora-step-vitb"
     assert record["detail"]["released_rule"] > 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(["--only", "nope"], "treelora-step-7b"), (["--json", "no/folder/x.json"], "no/folder")]
+    ("arguments", "named"),
+    [
+        (["--only", "nope"], "treelora-step-7b"),
+        (["--json", "no/folder/x.json"], "no/folder"),
+        (["--page", "no/folder/x.md"], "no/folder"),
+    ],
 )
 def test_a_wrong_option_is_refused_with_the_way_out(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
