@@ -5,6 +5,7 @@ Whatever reads or prepares data notes each such thing as it happens, so that not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,14 @@ class Account:
         if count:
             known = self.notes.setdefault(what, Note(0, place))
             known.count += count
+
+    def note_case(self, names: Iterable[str], what: str, owner: str = "") -> None:
+        """Names that differ in upper and lower case alone may be meant as one: they stay two, and are named."""
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(name.casefold(), name)
+            if other != name:
+                self.note(f"{what} another in case alone", f"{owner}{other!r} and {name!r}")
 
     def include(self, other: Account) -> None:
         """Add the notes of another reader."""

@@ -173,7 +173,9 @@ def label_ranges(parts: list[Part], config: StreamConfig) -> list[range]:
 
 def learned_rows(records: Records, part: Part, config: StreamConfig) -> list[Tensor]:
     """Train and validation rows of ``part``: as published, else the validation split comes out of the train split."""
-    published = torch.zeros_like(records.labels).bool() if records.held_out is None else records.held_out
+    if records.held_out is None:
+        return split_off(class_rows(records, part, "train", config), config)
+    published = records.held_out
     # Labels that no part has: to each split the rows of the other are not there.
     kept, held_out = (replace(records, labels=records.labels.where(mask, OTHER)) for mask in (~published, published))
     learned = class_rows(kept, part, "train", config)

@@ -73,22 +73,13 @@ def image_dataset(
     train, test = (records([f for f in found if f.test == test], class_names, group_names) for test in (False, True))
     names = {composed(name): shown for name, shown in names.items()}
     shown = readable([names.get(name, name) for name in class_names], account)
-    note_case(shown, account)
+    account.note_case(shown, "classes whose name differs from")
     return Dataset(train, test, shown, readable(group_names, account), list(skipped), account)
 
 
 def composed(name: str) -> str:
     """Accents in the one of Unicode's two ways that most systems write: macOS writes the other, for the same name."""
     return unicodedata.normalize("NFC", name)
-
-
-def note_case(names: Sequence[str], account: Account) -> None:
-    """Classes whose names differ in upper and lower case alone may be meant as one: they stay two, and are named."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            account.note("classes whose name differs from another in case alone", f"{other!r} and {name!r}")
 
 
 def readable(names: list[str], account: Account) -> list[str]:

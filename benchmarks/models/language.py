@@ -116,7 +116,7 @@ def load(config: BackboneConfig) -> nn.Module:
     named = named_file(config)
     stored = read_weights(named) if named else folder_weights(config)
     backbone: Any = without_weights(lambda: auto.from_config(about, dtype="float32"))
-    if found := by_own_names(backbone, stored):
+    if found := matched(backbone, stored):
         defer(backbone, found)
         return backbone.eval()
     if named:
@@ -133,7 +133,7 @@ def folder_weights(config: BackboneConfig) -> dict[str, StoredTensor]:
         raise BenchmarkError(f"backbone.name={config.name}: its weights cannot be loaded ({reason(error)})") from None
 
 
-def by_own_names(backbone: Any, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor] | None:
+def matched(backbone: Any, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor] | None:
     """``stored`` by the names in ``backbone``; None where it lacks one, or has it in another shape.
 
     Files of a whole model put its name before those of its body, and files of the body leave that out. Of tied weights

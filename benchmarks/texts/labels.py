@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import replace
 
 from benchmarks.account import Account
@@ -31,7 +30,8 @@ def unified(task: TextTask, account: Account) -> TextTask:
 
     train, test, *others = (replace(split, rows=[label_of(row) for row in split.rows]) for split in task.splits)
     found = replace(task, train=train, test=test, validation=others[0] if others else None)
-    note_case(task, {row.label for split in found.splits for row in split.rows}, account)
+    labels = {row.label for split in found.splits for row in split.rows if isinstance(row.label, str)}
+    account.note_case(sorted(labels), "labels that differ from", f"{task.name}: ")
     return found
 
 
@@ -40,12 +40,3 @@ def spelled(label: str | int, as_text: bool) -> str | int:
     if isinstance(label, int) and not as_text:
         return label
     return unicodedata.normalize("NFC", trimmed(str(label)))
-
-
-def note_case(task: TextTask, labels: Iterable[str | int | None], account: Account) -> None:
-    """Labels that differ in upper and lower case alone may be meant as two: they stay, and are named."""
-    seen: dict[str, str] = {}
-    for label in sorted(label for label in labels if isinstance(label, str)):
-        other = seen.setdefault(label.casefold(), label)
-        if other != label:
-            account.note("labels that differ from another in case alone", f"{task.name}: {other!r} and {label!r}")

@@ -28,6 +28,7 @@ PARTS = ("data", "weights", "code", "versions")
 COMPUTING = ("torch", "timm", "transformers", "peft", "numpy", "scikit-learn")
 PACKAGES = (*COMPUTING, "ray", "mlflow")  # another version of the last two changes no number
 WAY_OUT = "put that back, go on with it by --accept-change, or begin another run with name=…"
+NOT_RUN = {"speed", "gpu_check.py", "model_card.py", "pretrain.py"}  # code of benchmarks/ that no run calls
 Identity = dict[str, Any]
 
 
@@ -52,10 +53,12 @@ def check_identity(begun: Identity | None, found: Identity, place: Place, accept
     UserError on every worker where a change of one of them is not ``accepted``, or tasks are others. A run that begins
     takes what the first worker has; so does a checkpoint of an earlier version for the parts that it lacks.
     """
-    changes = list(changed_parts(begun, found)) if begun else []
-    others = bool(begun) and other_tasks(begun, found)
+    begun = found | (begun or {})  # a checkpoint of an earlier version lacks some
+    changes = list(changed_parts(begun, found))
+    others = task_names(begun["data"]) != task_names(found["data"])
     mine = list(hashlib.sha256(json.dumps({part: found[part] for part in PARTS}, sort_keys=True).encode()).digest())
     first = place.from_first([float(byte) for byte in mine])
+    # Results on other tasks have no place in the matrices.
     refused = (bool(changes) and not accepted) or others
     # Asked together: a worker that ended alone would leave the others waiting without end.
     anywhere = place.total(torch.tensor([float(refused), float(mine != first)], device=place.device))
@@ -70,7 +73,6 @@ def check_identity(begun: Identity | None, found: Identity, place: Place, accept
 
 
 def changed_parts(begun: Identity, found: Identity) -> Iterator[str]:
-    begun = found | begun  # a checkpoint of an earlier version lacks some
     for part in PARTS:
         old, new = begun[part], found[part]
         if old != new:
@@ -99,11 +101,6 @@ def data_change(old: dict[str, Any], new: dict[str, Any]) -> str:
     return f"the {split} split of task {number} ({was['name']}){more} changed{rows}"
 
 
-def other_tasks(begun: Identity | None, found: Identity) -> bool:
-    """Whether results of the one have no place in the other's matrices."""
-    return bool(begun and "data" in begun and task_names(begun["data"]) != task_names(found["data"]))
-
-
 def task_names(data: dict[str, Any]) -> str:
     return "; ".join(task["name"] for task in data["tasks"])
 
@@ -113,7 +110,7 @@ def code() -> dict[str, str]:
     """The beginning of the SHA-256 of each file of code that a run's numbers come from, by path."""
     here = Path(methods.__file__).parents[1]
     folders = (Path(package.__file__ or "").parent for package in (methods, benchmarks, orchestrator.run))
-    files = sorted(file for folder in folders for file in folder.rglob("*.py") if "speed" not in file.parts)
+    files = sorted(file for folder in folders for file in folder.rglob("*.py") if NOT_RUN.isdisjoint(file.parts))
     return {str(file.relative_to(here)): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
 
 
