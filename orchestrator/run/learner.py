@@ -17,6 +17,7 @@ from methods import method_class
 from methods.base import Chooser
 from methods.levels import locals_of
 from orchestrator.run.evaluation import Evaluation, share
+from orchestrator.run.memory import enough_memory
 from orchestrator.run.sharding import (
     Place,
     adapters_and_head,
@@ -27,6 +28,9 @@ from orchestrator.run.sharding import (
 from orchestrator.settings.config import Experiment
 from orchestrator.settings.errors import UserError
 
+MORE_WORKERS = "share it among more workers (scale.workers, scale.sharding=fsdp2), or say backbone.dtype=bf16"
+SMALLER_STEPS = "say train.gradient_checkpointing=true, or a larger train.accumulate"
+SMALLER_BATCHES = "say a smaller train.evaluation_batch_size"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
@@ -38,6 +42,7 @@ class Learner:
         torch.manual_seed(experiment.seed)
         self.settings, self.seed, self.stream, self.place = experiment.train, experiment.seed, stream, place
         try:
+            # Drawn weights, and those that timm brings, are whole here; others come when the model is spread.
             self.model = build_model(experiment.backbone, experiment.head, stream, experiment.seed)
             if self.settings.gradient_checkpointing:
                 self.model.save_memory()
@@ -53,12 +58,13 @@ class Learner:
         self.half = half_precision(self.settings.precision, experiment.backbone.dtype, place.device)
         if self.half and stores_half(experiment.backbone.dtype, place.device):
             self.model.store_frozen(torch.bfloat16)
-        self.wrapped = place.spread(self.model, self.half)
+        with enough_memory("the backbone", MORE_WORKERS):
+            self.wrapped = place.spread(self.model, self.half)
         # After it: levels are made of this worker's shards.
         self.method.bind(place.levels(self.model), chooser)
         # Of the model and not its wrapper: DDP wraps forward alone, and FSDP2 has the model's own methods registered.
         self.evaluation = Evaluation(self.model, stream, place, self.settings.evaluation_batch_size)
-        self.seconds = {"train": 0.0, "evaluate": 0.0, "method": 0.0}
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "method": 0.0, "checkpoint": 0.0}
         self.optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -142,7 +148,7 @@ class Learner:
     def step(self, rows: Tensor, number: int) -> float:
         """One optimiser step on the global batch ``rows``; returns the mean loss over it."""
         assert self.optimizer is not None
-        with self.timed("train"):
+        with self.timed("train"), enough_memory("a step", SMALLER_STEPS):
             loss = self.differentiate(rows, number)
         if not torch.isfinite(loss):
             raise UserError(f"task {self.task.index}, step {number}: the loss is not finite; lower train.learning_rate")
@@ -205,7 +211,7 @@ class Learner:
         """Mean score on a split of each task, for each set of labels that may compete after ``learned`` tasks."""
         # Until the next task that moves the adapters, what the backbone makes of a row stays the same.
         keep = learned < len(self.stream.tasks) and not self.method.adapts(learned)
-        with self.timed("evaluate"), self.autocast():
+        with self.timed("evaluate"), self.autocast(), enough_memory("evaluation", SMALLER_BATCHES):
             return self.evaluation.scores(tasks, split, learned, keep)
 
     @torch.no_grad()
@@ -241,7 +247,7 @@ class Learner:
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit: {error}") from None
         self.model.load_statistics(part(tensors, "statistics."))
-        self.seconds = dict(values["seconds"])
+        self.seconds |= values["seconds"]
         if self.optimizer is not None and not self.own_optimizer:
             moments = part(tensors, "optimizer.")
             load_optimizer_state(self.model, self.optimizer, moments, values["optimizer"])

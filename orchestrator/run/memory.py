@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from orchestrator.settings.errors import UserError
 
 KIBIBYTE = 1024
 # Bytes from which freed memory goes back to the system. With 1 MiB steps were a quarter slower, as fresh memory has to
@@ -32,6 +35,20 @@ def peak_memory(device: torch.device) -> int:
     # getrusage counts bytes on macOS and kibibytes on Linux.
     unit = 1 if sys.platform == "darwin" else KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def enough_memory(what: str, way_out: str) -> Iterator[None]:
+    """Turns an allocation that fails meanwhile into a UserError: ``what`` does not fit, and the way out."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise UserError(f"{what} does not fit into this worker's memory: {way_out}") from None
+    except RuntimeError as error:
+        # torch has no type of its own for what a CPU lacks.
+        if "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"{what} does not fit into this worker's memory: {way_out}") from None
 
 
 def return_large_memory() -> None:

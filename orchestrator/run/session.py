@@ -112,14 +112,15 @@ class Session:
         return self.learner.seconds | {"total": total}
 
     def save(self, position: Position) -> None:
-        # On every worker, since shards are gathered for it; only the first one writes.
-        tensors, values = self.learner.state()
-        if self.search:
-            tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
-        if self.place.rank == 0:
-            values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}
-            values |= {"identity": self.identity, "changes": self.changes}
-            self.writer.save(tensors, values)
+        with self.learner.timed("checkpoint"):
+            # On every worker, since shards are gathered for it; only the first one writes.
+            tensors, values = self.learner.state()
+            if self.search:
+                tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
+            if self.place.rank == 0:
+                values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}
+                values |= {"identity": self.identity, "changes": self.changes}
+                self.writer.save(tensors, values)
 
     def stepped(self, position: Position, steps: int) -> None:
         if time.monotonic() - self.written > PROGRESS_SECONDS:
@@ -128,7 +129,8 @@ class Session:
     def learned(self, position: Position) -> None:
         # Written before it is reported: a scheduler may stop a trial at its report; a task that was reported and not
         # saved would be learned again.
-        self.writer.wait()
+        with self.learner.timed("checkpoint"):
+            self.writer.wait()
         # The file first: a sweep's driver copies it to the record when the report arrives. The last report is run's.
         self.progress(steps=1)
         if position.task < len(self.stream.tasks):
