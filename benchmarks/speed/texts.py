@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 WORDS = [f"w{number}" for number in range(508)]
 LABELS, LONGEST = 5, 60  # words of a text, at most
@@ -22,6 +23,7 @@ def decoder(folder: Path) -> Path:
     layers = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True}
     config = LlamaConfig(vocab_size=len(WORDS) + 4, max_position_embeddings=256, **layers, **heads)  # type: ignore[arg-type]
+    logging.disable_progress_bar()
     LlamaForCausalLM(config).save_pretrained(folder)
     numbers = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
     backend = Tokenizer(WordLevel(numbers, unk_token="<unk>"))

@@ -17,6 +17,7 @@ from ray.util.state import list_actors
 
 from orchestrator.cluster.connect import connected, joined
 from orchestrator.launch import train
+from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 from tests.orchestrator.test_cli import call
@@ -93,13 +94,38 @@ def test_two_shards_give_the_tree_and_the_choices_of_one_process(
     same_search(two_shards, in_process)
 
 
+OTHERS = {"one": ["scale.workers=1"], "replicas": ["scale.workers=2", "scale.sharding=ddp"]}
+OTHERS["three"] = ["scale.workers=3", "scale.sharding=fsdp2"]
+
+
 @pytest.mark.slow  # what replicas learn and send is always tested on the pair of processes
-@pytest.mark.parametrize("settings", [["scale.workers=1"], ["scale.workers=2", "scale.sharding=ddp"]])
-def test_so_do_one_worker_and_replicas(
-    user: ProcessPoolExecutor, folder: Path, in_process: dict[str, Any], settings: list[str]
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_do_one_worker_replicas_and_three_shards(
+    user: ProcessPoolExecutor, folder: Path, in_process: dict[str, Any], name: str
 ) -> None:
-    experiment = small_experiment(folder, *SETTINGS, f"name=other{len(settings)}", *settings)
+    experiment = small_experiment(folder, *SETTINGS, f"name={name}", *OTHERS[name])
     same_search(user.submit(train_on_cluster, experiment).result(), in_process)
+
+
+@pytest.mark.slow
+def test_adapters_start_from_the_same_bits_whatever_the_number_of_workers(
+    user: ProcessPoolExecutor, folder: Path
+) -> None:
+    """With a rate that changes no weight but zeros, the last checkpoint has what the run began with."""
+    still = ["method=lora", "train.epochs=1", "train.optimizer=sgd", "train.learning_rate=1e-30", "benchmark.tasks=2"]
+    starts = []
+    for workers in range(4):
+        experiment = small_experiment(folder, *still, f"name=start{workers}", f"scale.workers={workers}")
+        if workers:
+            user.submit(train_on_cluster, experiment).result()
+        else:
+            train(experiment)
+        tensors = (checkpoint.load(experiment.folder) or ({}, {}))[0]
+        starts.append({name: tensor for name, tensor in tensors.items() if "lora_A" in name})
+    assert len(starts[0]) == 6
+    for start in starts[1:]:
+        assert start.keys() == starts[0].keys()
+        assert all(torch.equal(start[name], tensor) for name, tensor in starts[0].items())
 
 
 def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
