@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from methods.base import Chooser, Method
 from methods.levels import Levels
 from methods.stacked.layer import StackedLinear
+from methods.stacked.product import SINGLE
 
 FUSED = ("qkv",)  # query, key and value in one layer, as timm's transformers have them
 Wholes = dict[str, Tensor]
@@ -79,7 +80,7 @@ class StackedMethod(Method):
         Weights of half precision stay as they are: the sum would round a small update away.
         """
         wholes = self.wholes()
-        folded = [name for name, layer in self.layers.items() if layer.base.weight.dtype == torch.float32]
+        folded = [name for name, layer in self.layers.items() if torch.finfo(layer.base.weight.dtype).bits >= SINGLE]
         for name in folded:
             layer = self.layers[name]
             layer.fold(layer.delta(*self.factors(name, wholes), self.scales(name, wholes)))

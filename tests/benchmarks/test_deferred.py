@@ -115,9 +115,9 @@ def on_two(process: int, folder: Path) -> None:
     read: list[tuple[str, int]] = []
     elements = StoredTensor.elements
 
-    def counted(self: StoredTensor, first: int, stop: int) -> Tensor:
+    def counted(self: StoredTensor, first: int, stop: int, dtype: torch.dtype) -> Tensor:
         read.append((str(self.start), stop - first))
-        return elements(self, first, stop)
+        return elements(self, first, stop, dtype)
 
     with pytest.MonkeyPatch.context() as patched:
         model = deferred_model(folder)

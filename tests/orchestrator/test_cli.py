@@ -251,7 +251,7 @@ def result_of(storage: Path) -> dict[str, Any]:
 def test_a_result_has_all_its_numbers(finished: tuple[Path, str]) -> None:
     result = result_of(finished[0])
     assert set(result) >= KEYS
-    assert set(result["seconds"]) == {"train", "evaluate", "method", "total"}
+    assert set(result["seconds"]) == {"train", "evaluate", "method", "checkpoint", "total"}
     assert (result["name"], result["method"], result["benchmark"]) == (NAME, "lora", "split_digits")
     assert (result["seed"], result["order_seed"]) == (0, None)
     assert [len(row) for row in result["accuracy_matrix"]] == [2, 2]
