@@ -112,7 +112,7 @@ class Compression:
 
     def compress(self, gradient: Tensor, vectors: Tensor) -> Tensor:
         """Gradient times vectors on the shorter side, which are split as a basis is."""
-        product = self.tall(gradient) @ vectors
+        product = times(self.tall(gradient), vectors)
         return self.rows.total(product) if self.left else product
 
     def overlap(self, old: Tensor, new: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Compression:
 
     def refreshed(self, gradient: Tensor, sketch: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """A new basis, from the gradient's ``sketch``, and the gradient's values in it."""
-        product = self.tall(gradient).t() @ self.conditioned(sketch)
+        product = times(self.tall(gradient).t(), self.conditioned(sketch))
         found = torch.linalg.qr(self.rows.whole(product) if self.left else self.rows.total(product)).Q
         found = self.rows.own(found) if self.left else found
         values = self.compress(gradient, found)
@@ -164,6 +164,15 @@ class Compression:
         """Inner products of the columns, in float64."""
         product = tall.double().t() @ tall.double()
         return product if self.left else self.rows.total(product)
+
+
+def times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """The product of a large matrix and few vectors.
+
+    Computed as its transpose, for which libraries of matrix products use their fast kernels: the plain form took twice
+    as long for a matrix stored by rows and six to ten times as long for one stored by columns.
+    """
+    return (vectors.t() @ matrix.t()).t().contiguous()
 
 
 def rotate(state: dict[str, Any], coefficients: Tensor) -> None:

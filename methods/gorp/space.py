@@ -34,8 +34,9 @@ def protect(
         return protect(values.t(), space, "rows", total).t()
     if not space.shape[1]:
         return values
-    inside = space.t() @ values
-    return torch.addmm(values, space, inside if total is None else total(inside), alpha=-1)
+    # As rows rather than columns, which products of few vectors are two to eight times faster for.
+    inside = values.t() @ space
+    return values - ((inside if total is None else total(inside)) @ space.t()).t()
 
 
 def extend(
