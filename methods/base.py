@@ -59,7 +59,8 @@ class Service(Chooser, Protocol):
 
     def closed(self, task: int) -> bool: ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
+        """As a method's."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
@@ -145,12 +146,21 @@ class Method:
         """What the method has to tell of a run, as plain values for result.json; a service tells its own."""
         return None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Whole tensors, the same on every rank and at any world size."""
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
+        """Whole tensors, the same on every rank and at any world size.
+
+        What a finished task leaves and no later one changes is named by ``finished``; of tasks before ``since``, whose
+        such tensors a checkpoint has already, it is left out.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state_dict``."""
+
+
+def finished(task: int, name: str) -> str:
+    """The name in a state of what ``task`` has left for good."""
+    return f"finished.{task}.{name}"
 
 
 REGISTRY: dict[str, type[Method]] = {}

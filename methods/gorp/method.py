@@ -18,13 +18,14 @@ MLP, like the gate of Llama's), and that a later task adds no direction where th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Again, Chooser, MethodConfig, register
+from methods.base import Again, Chooser, MethodConfig, finished, register
 from methods.gorp.config import GORPConfig
 from methods.gorp.optimizer import GORP
 from methods.levels import Levels, locals_of
@@ -65,6 +66,7 @@ class GradientProjection(StackedMethod):
         self.stack(model, names, self.config.rank, self.config.dropout)
         self.current: GORP | None = None
         self.spaces = dict[nn.Parameter, Tensor]()
+        self.widths = list[dict[nn.Parameter, int]]()  # of the spaces after each finished task, which appends to them
 
     def bind(self, levels: Levels, chooser: Chooser | None) -> None:
         super().bind(levels.only(lambda name: ".lora_" in name), chooser)  # whole weights are never gathered
@@ -130,6 +132,8 @@ class GradientProjection(StackedMethod):
         self.spaces, self.current = self.current.spaces, None
         for layer, pair in zip(self.layers.values(), self.active_pairs(self.wholes()), strict=True):
             layer.store(*pair)
+        self.close()
+        self.widths.append({p: space.shape[1] for p, space in self.spaces.items()})
         self.activate(0)
 
     def activate(self, rank: int) -> None:
@@ -155,31 +159,48 @@ class GradientProjection(StackedMethod):
         named = {parameter: name for name, parameter in (self.matrices | self.downs).items()}
         return {"protected": {named[p].removeprefix(self.prefix): s.shape[1] for p, s in self.spaces.items()}}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Frozen pairs, and the optimiser's state, or between tasks the protected spaces."""
-        state = self.stored_state() | {"active": torch.tensor(next(iter(self.layers.values())).active)}
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
+        """Frozen pairs, what each task added to the protected spaces, and the optimiser's state inside a task."""
+        state = self.stored_state(since) | {"active": torch.tensor(next(iter(self.layers.values())).active)}
         for number, parameter in enumerate(self.optimised()):
             assert self.current is not None
             own = self.current.whole_state(parameter)
-            state |= {f"optimizer.{number}.{name}": value for name, value in own.items()}
+            state |= {f"optimizer.{number}.{name}": value for name, value in own.items() if name != "space"}
         names = {parameter: name for name, parameter in (self.matrices | self.downs).items()}
-        return state | {f"space.{names[parameter]}": space for parameter, space in self.spaces.items()}
+        for task, after in list(enumerate(self.widths))[since:]:
+            before = self.widths[task - 1] if task else dict.fromkeys(after, 0)
+            state |= {
+                finished(task, f"space.{names[p]}"): self.spaces[p][:, before[p] : width].contiguous()
+                for p, width in after.items()
+            }
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """ValueError where the protected space of a weight is missing: its old tasks would be open to any update."""
         self.restore_stored(state)
         self.activate(int(state["active"]))
-        named = self.matrices | self.downs
-        lost = [name for name in named if f"space.{name}" not in state]
-        # Before the first task ends there are no spaces, and none are missing.
-        if lost and next(iter(self.layers.values())).stored_A.shape[1]:
-            raise ValueError(f"no protected space for {lost[0]}, though earlier tasks were learned")
-        self.spaces = {p: state[f"space.{name}"].to(p.device) for name, p in named.items() if name not in lost}
+        self.restore_spaces(state)
         for number, parameter in enumerate(self.optimised()):
             assert self.current is not None
             prefix = f"optimizer.{number}."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            own["space"] = self.spaces.get(parameter, self.current.state[parameter]["space"])
             self.current.load_whole_state(parameter, own)
+
+    def restore_spaces(self, state: dict[str, Tensor]) -> None:
+        """Put what the finished tasks added to each protected space side by side."""
+        named, tasks = self.matrices | self.downs, range(len(self.ends))
+        parts = {name: [finished(task, f"space.{name}") for task in tasks] for name in named}
+        lost = [name for name, keys in parts.items() if any(key not in state for key in keys)]
+        if lost:
+            raise ValueError(f"no protected space for {lost[0]}, though earlier tasks were learned")
+        self.widths = [dict.fromkeys(named.values(), 0) for _ in tasks]
+        self.spaces = {}
+        for name, parameter in named.items() if tasks else ():
+            added = [state[key].to(parameter.device) for key in parts[name]]
+            self.spaces[parameter] = torch.cat(added, 1)
+            for task, width in enumerate(itertools.accumulate(part.shape[1] for part in added)):
+                self.widths[task][parameter] = width
 
     def optimised(self) -> list[nn.Parameter]:
         """What the optimiser of the task under way moves, in its order; nothing between tasks."""

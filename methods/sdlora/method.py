@@ -90,6 +90,7 @@ class SDLoRA(StackedMethod):
         wholes = self.wholes()
         if self.rank:
             self.keep(self.active_pairs(wholes), self.magnitudes(wholes))
+        self.close()
         self.rank = 0
         self.put(wholes)
         self.arrange()
@@ -152,10 +153,10 @@ class SDLoRA(StackedMethod):
         found = {"ranks": self.directions.ranks, "magnitudes": magnitudes.tolist()}
         return found | {"absorbed": self.absorbed, "residuals": self.residuals}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
         now = {"now": torch.tensor([self.task, self.rank, *self.absorbed])}
         now |= {"residuals": torch.tensor(self.residuals, dtype=torch.float64)}
-        return now | self.stored_state() | self.directions.state_dict()
+        return now | self.stored_state(since) | self.directions.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.task, self.rank, *self.absorbed = state["now"].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Chooser, Method
+from methods.base import Chooser, Method, finished
 from methods.levels import Levels
 from methods.stacked.layer import StackedLinear
 from methods.stacked.product import SINGLE
@@ -35,6 +36,7 @@ class StackedMethod(Method):
         # The learner has just seeded torch with the run's seed.
         self.model, self.seed = model, torch.initial_seed()
         self.layers = {name: stacked(model, name, rank, dropout) for name in names}
+        self.ends: list[int] = []  # rows of factors that a layer stores after each finished task
         for name, layer in self.layers.items():
             layer.scales = partial(self.scales, name)
 
@@ -105,19 +107,29 @@ class StackedMethod(Method):
             count += layer.active * (layer.lora_A.numel() + layer.lora_B.numel()) // layer.rank
         return count
 
-    def stored_state(self) -> dict[str, Tensor]:
-        """The stored directions by layer, for a checkpoint."""
-        state: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            state |= {f"{name}.stored_A": layer.stored_A, f"{name}.stored_B": layer.stored_B}
+    def close(self) -> None:
+        """What the layers store now is all that the tasks up to this one leave."""
+        self.ends.append(next(iter(self.layers.values())).stored_A.shape[1])
+
+    def stored_state(self, since: int = 0) -> dict[str, Tensor]:
+        """The stored directions by layer and task, for a checkpoint; a task may have left none."""
+        state = {"ends": torch.tensor(self.ends, dtype=torch.long)}
+        for task, (start, end) in enumerate(itertools.pairwise([0, *self.ends])):
+            for name, layer in self.layers.items() if task >= since and end > start else ():
+                state[finished(task, f"{name}.stored_A")] = layer.stored_A[:, start:end].contiguous()
+                state[finished(task, f"{name}.stored_B")] = layer.stored_B[..., start:end].contiguous()
         return state
 
     def restore_stored(self, state: Mapping[str, Any]) -> None:
         """The inverse; ValueError names the layer whose directions do not fit."""
+        self.ends = state["ends"].tolist()
+        tasks = [task for task, (start, end) in enumerate(itertools.pairwise([0, *self.ends])) if end > start]
         for name, layer in self.layers.items():
             try:
-                layer.restore(state[f"{name}.stored_A"], state[f"{name}.stored_B"])
-            except (KeyError, ValueError) as error:
+                rights = [layer.stored_A[:, :0], *(state[finished(task, f"{name}.stored_A")] for task in tasks)]
+                lefts = [layer.stored_B[..., :0], *(state[finished(task, f"{name}.stored_B")] for task in tasks)]
+                layer.restore(torch.cat(rights, 1), torch.cat(lefts, 2))
+            except (KeyError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{name}: {error}") from None
 
 

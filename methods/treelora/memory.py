@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.base import Again
+from methods.base import Again, finished
 from methods.levels import Levels
 from methods.treelora.low_rank import mean_of_products
 from methods.treelora.regulariser import RegulariserConfig, weight
@@ -17,11 +17,12 @@ class Memory:
     """Local values [levels, width] for each entry; an entry has ``counts`` tasks.
 
     ``targets`` are what the regulariser pulls towards, ``adapters`` the values at the end of the task (empty where no
-    setting asks for them), ``weights`` the entries' shares in a mean over the tree.
+    setting asks for them), ``weights`` the entries' shares in a mean over the tree. Without a budget, ``bounded``,
+    entries are tasks and never change.
     """
 
-    def __init__(self, levels: Levels) -> None:
-        self.levels = levels
+    def __init__(self, levels: Levels, bounded: bool) -> None:
+        self.levels, self.bounded = levels, bounded
         self.targets: list[Tensor] = []
         self.adapters: list[Tensor] = []
         self.counts: list[int] = []
@@ -94,14 +95,19 @@ class Memory:
         gradients.add_((ahead - behind) * (factor / (2 * step)))
         return factor * value
 
-    def state_dict(self) -> dict[str, Tensor]:
-        state = {f"target.{entry}": target for entry, target in enumerate(self.targets)}
-        return state | {f"adapter.{entry}": adapter for entry, adapter in enumerate(self.adapters)}
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
+        first = 0 if self.bounded else since
+        state = {self.key("target", entry): target for entry, target in list(enumerate(self.targets))[first:]}
+        return state | {self.key("adapter", entry): values for entry, values in list(enumerate(self.adapters))[first:]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """``counts`` come first."""
-        self.targets = [state[f"target.{entry}"] for entry in range(len(self.counts))]
-        self.adapters = [state[f"adapter.{entry}"] for entry in range(len(self.counts)) if f"adapter.{entry}" in state]
+        targets, adapters = ([self.key(name, n) for n in range(len(self.counts))] for name in ("target", "adapter"))
+        self.targets = [state[key] for key in targets]
+        self.adapters = [state[key] for key in adapters if key in state]
+
+    def key(self, name: str, entry: int) -> str:
+        return f"{name}.{entry}" if self.bounded else finished(entry, name)
 
 
 def rows(stored: list[Tensor], entries: list[int]) -> Tensor:

@@ -71,7 +71,7 @@ class TreeLoRA(LoRA):
         self.levels, self.chooser = levels, chooser
         self.sketch = Sketcher(levels.layout, levels.sizes, self.config.sketch, SKETCH_SEED)
         self.signature = Signature(self.config.signature, levels)
-        self.memory = Memory(levels)
+        self.memory = Memory(levels, bounded=self.config.tree.budget is not None)
         self.first = levels.parameters()  # where a fresh adapter starts
         self.buffer = levels.buffer()  # of the gradients
 
@@ -169,9 +169,9 @@ class TreeLoRA(LoRA):
             return self.levels.parameters()
         return self.memory.mean_adapter(over_tree=self.config.inference == "tree")
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
         now = [self.task, self.steps, self.epochs, self.asked, *self.chosen]
-        matrices = self.signature.state_dict() | self.memory.state_dict() | {"first": self.first}
+        matrices = self.signature.state_dict() | self.memory.state_dict(since) | {"first": self.first}
         state = {"now": torch.tensor(now), "counts": torch.tensor([self.signature.count, *self.memory.counts])}
         state["weights"] = torch.tensor(self.memory.weights, dtype=torch.float64)
         for name, matrix in matrices.items():

@@ -140,14 +140,15 @@ class TreeService:
         """Share of each entry in a mean over the tree, both branches of a node counting alike."""
         return self.stored.weights()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
         """Everything but messages that are still incomplete: arrays, and the rest as JSON."""
-        arrays = self.stored.state_dict()
+        arrays = self.stored.state_dict(since)
         arrays |= {f"search.{name}": v for name, v in self.search.state_dict().items()} if self.search else {}
         log = {
             "tasks": self.stored.tasks,
             "joined": list(self.stored.joined.items()),
-            "answers": list(self.answers.items()),
+            # What lasts of a closed task's answers is in its record.
+            "answers": [(point, entries) for point, entries in self.answers.items() if not self.closed(point[0])],
             "records": list(self.records.items()),
             "stamp": self.stamp,
             "scope": self.scope,

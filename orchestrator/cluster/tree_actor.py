@@ -73,8 +73,8 @@ class TreeActor:
         async with self.changed:
             await self.changed.wait_for(true)
 
-    async def state_dict(self) -> dict[str, Tensor]:
-        return self.ready().state_dict()
+    async def state_dict(self, since: int) -> dict[str, Tensor]:
+        return self.ready().state_dict(since)
 
     async def report(self) -> dict[str, Any]:
         return self.ready().report()
@@ -131,11 +131,11 @@ class RemoteSearch:
         self.settle()
         return self.place.from_first(self.ask(call, *arguments) if self.place.rank == 0 else [])
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]:
         """The state after everything that any worker has sent; on the first worker only."""
         self.settle()
         self.place.barrier()
-        return self.ask("state_dict") if self.place.rank == 0 else {}
+        return self.ask("state_dict", since) if self.place.rank == 0 else {}
 
     def report(self) -> dict[str, Any]:
         self.settle()

@@ -1,6 +1,10 @@
 """Checkpoints of one run: safetensors and JSON, written beside and renamed, the last two kept.
 
     <run>/checkpoints/000003/tensors.safetensors, values.json
+    <run>/checkpoints/finished/000007.safetensors
+
+What a finished task leaves and no later one changes has a file of its own and is written once, so that a checkpoint
+costs the same however many tasks there were.
 
 A checkpoint holds adapters, head, optimiser, method and search state, the position in the stream, and the matrices.
 The frozen backbone is never written. The random numbers of a step depend on (seed, task, step) alone, so the position
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +31,15 @@ from orchestrator.settings.errors import UserError
 
 KEEP = 2  # where the newest is damaged, a run can go on from the one before
 TENSORS, VALUES = "tensors.safetensors", "values.json"
+FINISHED = re.compile(r"(?:^|\.)finished\.(\d+)\.")  # in the name of what a finished task has left for good
 
 
 def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
-    """Write the next checkpoint of ``run`` and drop those before the last two."""
+    """Write the next checkpoint of ``run`` and drop those before the last two.
+
+    ``values["finished"]`` counts the finished tasks whose files belong to it; of those that were written before,
+    ``tensors`` has nothing.
+    """
     folder = run / "checkpoints"
     found = numbered(folder)
     number = found[-1] + 1 if found else 1
@@ -38,14 +48,33 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     with writable(run):
         beside.mkdir(parents=True)
-        # safetensors refuses tensors that are not contiguous.
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
-        (beside / VALUES).write_text(json.dumps(values))
+        lasting = {name: int(match[1]) for name in tensors if (match := FINISHED.search(name))}
+        for task in sorted(set(lasting.values())):
+            write_finished(folder, task, {name: tensors[name] for name, own in lasting.items() if own == task})
+        write_tensors(beside / TENSORS, {name: tensors[name] for name in tensors.keys() - lasting.keys()})
+        files = [task for task in range(values.get("finished", 0)) if finished_file(folder, task).exists()]
+        (beside / VALUES).write_text(json.dumps(values | {"files": files}))
         # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
         beside.rename(target)
     for old in found[: max(0, len(found) + 1 - KEEP)]:
         shutil.rmtree(folder / f"{old:06d}")
     return target
+
+
+def write_finished(folder: Path, task: int, tensors: dict[str, Tensor]) -> None:
+    """A file that a killed start left of the same task is replaced: no checkpoint refers to it."""
+    (folder / "finished").mkdir(exist_ok=True)
+    write_tensors(folder / "new.safetensors", tensors)
+    (folder / "new.safetensors").rename(finished_file(folder, task))
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    # safetensors refuses tensors that are not contiguous.
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}, file)
+
+
+def finished_file(folder: Path, task: int) -> Path:
+    return folder / "finished" / f"{task:06d}.safetensors"
 
 
 class Writer:
@@ -96,10 +125,22 @@ def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
     folder = run / "checkpoints" / f"{found[-1]:06d}"
     try:
-        return load_file(folder / TENSORS), json.loads((folder / VALUES).read_text())
+        tensors, values = load_file(folder / TENSORS), json.loads((folder / VALUES).read_text())
     except Exception as error:  # any kind of damage reads the same to a user
         raise UserError(
             f"{folder}: damaged checkpoint ({error}); remove this folder to go on from the one before"
+        ) from None
+    for task in values.pop("files", []):
+        tensors |= read_finished(finished_file(run / "checkpoints", task))
+    return tensors, values
+
+
+def read_finished(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise UserError(
+            f"{file}: damaged part of a checkpoint ({error}); put a copy of it back, or begin again with another name=…"
         ) from None
 
 

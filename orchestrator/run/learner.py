@@ -224,14 +224,15 @@ class Learner:
                 self.model.collect(examples.take(rows).batch().to(self.place.device), valid)
             self.model.finish(self.place.total)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self, since: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values that bring another learner to this point; whole on the first worker.
 
-        UserError where they are of no use, before anything of them is written.
+        What the method keeps for good of the tasks before ``since`` is left out. UserError where they are of no use,
+        before anything of them is written.
         """
         self.check_values()
         tensors = {f"model.{k}": v for k, v in adapters_and_head(self.model).items()}
-        tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"method.{k}": v for k, v in self.method.state_dict(since).items()}
         tensors |= {f"statistics.{k}": v for k, v in self.model.statistics().items()}
         values: dict[str, Any] = {"seconds": self.seconds}
         if self.optimizer is not None and not self.own_optimizer:
@@ -244,6 +245,10 @@ class Learner:
         try:
             load_adapters_and_head(self.model, part(tensors, "model."))
             self.method.load_state_dict(part(tensors, "method."))
+        except KeyError as error:
+            raise UserError(
+                f"the checkpoint does not fit: no {error.args[0]} in it, as if of another version; take another name=…"
+            ) from None
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit: {error}") from None
         self.model.load_statistics(part(tensors, "statistics."))

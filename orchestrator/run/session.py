@@ -35,7 +35,7 @@ class Search(Chooser, Protocol):
 
     def expect(self, parts: int) -> None: ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self, since: int = 0) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
@@ -60,6 +60,7 @@ class Session:
         self.position = Position()
         self.earlier, self.started = 0.0, time.perf_counter()
         self.writer = checkpoint.Writer(experiment.folder)
+        self.kept = 0  # finished tasks whose lasting tensors are written
         self.written = 0.0
         self.history: list[dict[str, Any]] = []  # the numbers after each task
         self.identity: dict[str, Any] = {}
@@ -95,6 +96,7 @@ class Session:
         tensors, values = found or ({}, {})
         if found:
             self.position = Position(**values["position"])
+            self.kept = self.position.task
             self.earlier = values["seconds"].pop("total")
             # Inside a task the optimiser has to be there to load its moments; begin_task would start the task anew.
             if self.position.step > 0:
@@ -114,11 +116,13 @@ class Session:
     def save(self, position: Position) -> None:
         with self.learner.timed("checkpoint"):
             # On every worker, since shards are gathered for it; only the first one writes.
-            tensors, values = self.learner.state()
+            tensors, values = self.learner.state(self.kept)
             if self.search:
-                tensors |= {f"search.{k}": v for k, v in self.search.state_dict().items()}
+                tensors |= {f"search.{k}": v for k, v in self.search.state_dict(self.kept).items()}
+            self.kept = position.task
             if self.place.rank == 0:
                 values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}
+                values["finished"] = self.kept
                 values |= {"identity": self.identity, "changes": self.changes}
                 self.writer.save(tensors, values)
 

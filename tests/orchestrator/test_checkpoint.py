@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from methods.base import finished
 from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import numbered, read_json, write_json
 from orchestrator.settings.errors import UserError
@@ -106,6 +109,48 @@ def test_a_save_that_is_cut_short_leaves_the_checkpoint_before(tmp_path: Path, m
     checkpoint.save(tmp_path, {"a": torch.zeros(1)}, {"step": 2})
     assert checkpoint.load(tmp_path) == ({"a": torch.zeros(1)}, {"step": 2})
     assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000001", "000002"]
+
+
+def learned(run: Path, tasks: int) -> None:
+    """A checkpoint after so many tasks: what each has left is there once, the rest anew."""
+    last = {finished(tasks - 1, "a"): torch.tensor(tasks - 1), "all": torch.arange(tasks)}
+    checkpoint.save(run, last, {"finished": tasks})
+
+
+def test_what_a_finished_task_leaves_is_written_once_and_read_with_every_checkpoint(tmp_path: Path) -> None:
+    learned(tmp_path, 1)
+    first = tmp_path / "checkpoints" / "finished" / "000000.safetensors"
+    written = first.stat()
+    for tasks in (2, 3, 4):
+        learned(tmp_path, tasks)
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found[1] == {"finished": 4} and found[0]["all"].tolist() == [0, 1, 2, 3]
+    assert [int(found[0][finished(task, "a")]) for task in range(4)] == [0, 1, 2, 3]
+    assert first.stat() == written and len(load_file(newest(tmp_path) / checkpoint.TENSORS)) == 1
+
+
+def test_what_a_dropped_checkpoint_has_left_is_not_read_with_the_one_before(tmp_path: Path) -> None:
+    learned(tmp_path, 1)
+    learned(tmp_path, 2)
+    shutil.rmtree(newest(tmp_path))
+    found = checkpoint.load(tmp_path)
+    assert found is not None and set(found[0]) == {finished(0, "a"), "all"}
+    checkpoint.save(tmp_path, {finished(1, "a"): torch.tensor(7)}, {"finished": 2})
+    found = checkpoint.load(tmp_path)
+    assert found is not None and int(found[0][finished(1, "a")]) == 7
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_part_of_a_finished_task_is_named(tmp_path: Path, damage: str) -> None:
+    for tasks in (1, 2):
+        learned(tmp_path, tasks)
+    file = tmp_path / "checkpoints" / "finished" / "000000.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: damaged part of a checkpoint \([^\n]*; put a copy"):
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "values.json"])

@@ -70,8 +70,8 @@ class Run:
         return {name: p.detach().clone() for name, p in self.adapters()}
 
     def spaces(self) -> Weights:
-        state = self.method.state_dict()
-        return {name.removeprefix("space."): value for name, value in state.items() if name.startswith("space.")}
+        named = self.method.matrices | self.method.downs
+        return {name: self.method.spaces[p].clone() for name, p in named.items() if p in self.method.spaces}
 
     def moved(self, task: int) -> tuple[Weights, Weights]:
         """The spaces before ``task``, and how the weights move from its first step to its last."""

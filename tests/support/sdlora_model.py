@@ -130,7 +130,9 @@ class Run:
         return self.method.active_pairs(self.method.wholes())
 
     def stored(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.method.stored_state().items()}
+        layers = self.method.layers.items()
+        rights = {f"{name}.stored_A": layer.stored_A.clone() for name, layer in layers}
+        return rights | {f"{name}.stored_B": layer.stored_B.clone() for name, layer in layers}
 
     def plant(self, task: int, pairs: Pairs, magnitude: float) -> None:
         """Begin ``task`` and let ``pairs`` and ``magnitude`` be what it has learned; it is not ended."""

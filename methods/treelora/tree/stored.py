@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy
 
+from methods.base import finished
 from methods.treelora.tree.budget import closest
 from methods.treelora.tree.metric import Floats, Metric
 from methods.treelora.tree.tree import TaskTree, TreeConfig
@@ -74,16 +75,27 @@ class StoredTasks:
                 result[members] = share[node] / len(members)
         return result.tolist()
 
-    def state_dict(self) -> dict[str, numpy.ndarray]:
-        """Sketches, and the topology where it depends on the order of arrival."""
-        state = {f"sketch.{entry}": sketch for entry, sketch in enumerate(self.sketches)}
+    def state_dict(self, since: int = 0) -> dict[str, numpy.ndarray]:
+        """Sketches, without those that tasks before ``since`` left for good, and the topology where it depends on the
+        order of arrival.
+        """
+        first = 0 if self.bounded else since
+        state = {self.key(entry): sketch for entry, sketch in list(enumerate(self.sketches))[first:]}
         # A rebuilt tree depends on the sketches alone, so that it need not be stored.
         kept = self.tree.state_dict() if self.config.maintain == "insert" else {}
         return state | {f"tree.{name}": values for name, values in kept.items()}
 
+    @property
+    def bounded(self) -> bool:
+        """Whether entries may become one, so that their number is no task's."""
+        return self.config.budget is not None
+
+    def key(self, entry: int) -> str:
+        return f"sketch.{entry}" if self.bounded else finished(entry, "sketch")
+
     def load(self, state: Mapping[str, numpy.ndarray], tasks: list[list[int]], joined: dict[int, list[int]]) -> None:
         """The inverse of ``state_dict``; a rebuilt tree is built anew, which gives the same tree."""
         self.tasks, self.joined = tasks, joined
-        self.sketches = [state[f"sketch.{entry}"] for entry in range(len(tasks))]
+        self.sketches = [state[self.key(entry)] for entry in range(len(tasks))]
         topology = {name.removeprefix("tree."): v for name, v in state.items() if name.startswith("tree.")}
         self.tree = TaskTree.restored(self.array(), topology, self.metric) if topology else self.built()

@@ -41,12 +41,12 @@ def test_frozen_pairs_and_the_backbone_stay_to_the_bit() -> None:
     run = Run().learn(range(1))
     frozen = {name: p.clone() for name, p in run.model.named_parameters() if not p.requires_grad}
     for task in (1, 2):
-        stored = run.method.stored_state()
+        stored = {name: (layer.stored_A, layer.stored_B) for name, layer in run.method.layers.items()}
         run.learn(range(task, task + 1))
-        for name, now in run.method.stored_state().items():
-            dim = 1 if name.endswith("stored_A") else 2
-            assert now.shape[dim] == (task + 1) * RANK
-            assert torch.equal(now.narrow(dim, 0, task * RANK), stored[name]) and stored[name].abs().sum() > 0
+        for name, layer in run.method.layers.items():
+            for dim, now, old in zip((1, 2), (layer.stored_A, layer.stored_B), stored[name], strict=True):
+                assert now.shape[dim] == (task + 1) * RANK
+                assert torch.equal(now.narrow(dim, 0, task * RANK), old) and old.abs().sum() > 0
     assert all(torch.equal(run.model.get_parameter(name), value) for name, value in frozen.items())
 
 
@@ -168,7 +168,7 @@ def test_a_state_without_the_space_of_an_old_task_is_refused(lost: str) -> None:
     first, later = Run(), Run().learn(range(1))
     Run().method.load_state_dict(first.method.state_dict())  # before any task there is none to miss
     state = later.method.state_dict()
-    del state[f"space.{lost}"]
+    del state[f"finished.0.space.{lost}"]
     with pytest.raises(ValueError, match=f"^no protected space for {lost}, though earlier tasks were learned$"):
         Run().method.load_state_dict(state)
 

@@ -91,9 +91,9 @@ with learner.method.inference():
 
 
 def spaces_of(learner: Learner) -> dict[str, Tensor]:
-    """The spaces that are not empty, by the names of all parameters."""
-    found = {name: value for name, value in learner.state()[0].items() if name.startswith("method.space.")}
-    return {name.removeprefix("method.space."): value for name, value in found.items() if value.numel()}
+    """The spaces after the first task that are not empty, by the names of all parameters."""
+    found = {name: value for name, value in learner.state()[0].items() if name.startswith("method.finished.0.space.")}
+    return {name.removeprefix("method.finished.0.space."): value for name, value in found.items() if value.numel()}
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -230,7 +230,7 @@ def test_a_checkpoint_without_the_space_of_an_old_task_is_one_line(whole: Whole)
     experiment, _, _ = whole
     state = ended(experiment)
     lost = "backbone.blocks.3.mlp.fc1.weight"
-    del state[f"method.space.{lost}"]
+    del state[f"method.finished.0.space.{lost}"]
     told = f"^the checkpoint does not fit: no protected space for {lost}, though earlier tasks were learned$"
     with pytest.raises(UserError, match=told):
         make_learner(experiment).load(state, {"seconds": {}})

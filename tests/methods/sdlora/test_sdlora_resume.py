@@ -39,14 +39,15 @@ def test_a_restored_run_goes_on_to_the_bit(settings: dict[str, Any], cut: tuple[
 
 def test_a_state_of_other_sizes_is_refused() -> None:
     state = load(Run().learn(range(2)).saved()["method"])
+    right, left = "finished.0.blocks.0.qkv.stored_A", "finished.1.blocks.1.qkv.stored_B"
     for name, value, told in (
         ("ranks", torch.tensor([4]), "1 directions of 4 projections"),
         ("ranks", torch.tensor([4, 3]), r"directions of ranks \[4, 3\], but layers hold \[8\]"),
         ("norms", state["norms"][:, :1], "2 directions of 4 projections"),
         ("gram", state["gram"][:3], "2 directions of"),
-        ("blocks.0.qkv.stored_A", state["blocks.0.qkv.stored_A"][..., 1:], r"blocks\.0\.qkv: directions A"),
-        ("blocks.1.qkv.stored_B", state["blocks.1.qkv.stored_B"][..., 1:], r"blocks\.1\.qkv: directions A"),
-        ("blocks.1.qkv.stored_B", state["blocks.1.qkv.stored_B"] * math.nan, r"blocks\.1\.qkv: .* not finite"),
+        (right, state[right][:, 1:], r"blocks\.0\.qkv: directions A"),
+        (left, state[left][..., 1:], r"blocks\.1\.qkv: directions A"),
+        (left, state[left] * math.nan, r"blocks\.1\.qkv: .* not finite"),
     ):
         with pytest.raises(ValueError, match=told) as caught:
             Run().method.load_state_dict(state | {name: value})

@@ -55,7 +55,7 @@ def made() -> tuple[Network, Levels, Memory]:
     network = Network()
     named = [(f"{name}.weight", parameter) for name, parameter in network.factors.items()]
     levels = Levels(named, lambda name: int(name[0]), lambda values: values)
-    return network, levels, Memory(levels)
+    return network, levels, Memory(levels, bounded=False)
 
 
 def stored_adapter(levels: Levels, seed: int, distance: float = 0.3) -> Tensor:
@@ -193,11 +193,13 @@ def test_a_mean_adapter_may_follow_the_tree() -> None:
     assert_products(levels, memory.mean_adapter(over_tree=True), scaled(levels, 3.75))
 
 
-def test_a_memory_comes_back_from_its_state() -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_memory_comes_back_from_its_state(bounded: bool) -> None:
     _, levels, memory = made()
     for value in (1.0, 2.0):
         memory.add(full(value), full(-value))
-    again = Memory(levels)
+    again = Memory(levels, bounded)
+    memory.bounded = bounded
     again.counts = list(memory.counts)
     again.load_state_dict(memory.state_dict())
     assert [float(t[0, 0]) for t in again.targets + again.adapters] == [1, 2, -1, -2]
