@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from benchmarks.dataset import BenchmarkError
 from benchmarks.models.tensor_files import StoredTensor
 
 Values = Callable[[Tensor, StoredTensor], Tensor]  # of a parameter, and where it is stored
@@ -49,10 +50,14 @@ def registered_without_memory() -> Iterator[None]:
 def defer(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
     """Note at each parameter of ``model`` without memory where its values are; read all else at once.
 
-    Names are the model's own.
+    Names are the model's own. BenchmarkError where a weight is stored as integers: quantised ones mean something else
+    than the numbers that they are.
     """
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
+            if name in stored and tensor.is_floating_point() and not stored[name].dtype.is_floating_point:
+                place, kind = stored[name].file, str(stored[name].dtype).removeprefix("torch.")
+                raise BenchmarkError(f"{place}: {name} is stored as {kind}; give weights that are not quantised")
             if name in stored and tensor.is_meta:
                 setattr(tensor, SOURCE, stored[name])
             elif name in stored:

@@ -16,6 +16,7 @@ from benchmarks.speed.page import page
 from benchmarks.speed.sketching import sketch
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
+from benchmarks.speed.tree_service import tree_service
 from benchmarks.speed.trials import early_stopping, sweep_overhead, trial_overhead
 
 CASES: dict[str, Callable[[bool], list[Measurement]]] = {
@@ -32,6 +33,8 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "sketch": sketch,
     "treelora-training": training.treelora_training,
     "workers": training.workers,
+    "tree-actor": training.tree_actor,
+    "tree-service": tree_service,
     "checkpoint": run_costs.checkpoint,
     "loader": run_costs.loader,
     "stream-growth": run_costs.growth,

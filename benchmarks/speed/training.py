@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -80,16 +81,35 @@ def unasked() -> torch.Tensor:
     raise AssertionError("stored signatures need no further pass over the batch")
 
 
+def tree_actor(toy: bool) -> list[Measurement]:
+    """Steps of TreeLoRA on a worker of one thread that asks the tree actor, by those of a process of one thread."""
+    ways = {"in process": (0, "none"), "actor": (1, "none")}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as made, all_cores():
+        folder = Path(made)
+        backbone = real_backbone(folder, toy)
+        for turn in range(1 if toy else 3):
+            for name, way in ways.items():
+                place = f"{name.replace(' ', '_')}{turn}"
+                found[name].append(train_seconds(folder, place, *way, ["method=treelora", *backbone], toy))
+    seconds = {name: statistics.median(values) for name, values in found.items()}
+    detail = {"unit": "steps of a run with the tree actor by those of one in process", "seconds": found}
+    return [Measurement("tree-actor", seconds["actor"] / seconds["in process"], 1.02, detail)]
+
+
+def real_backbone(folder: Path, toy: bool) -> list[str]:
+    if toy:
+        return ["backbone=micro_vit"]
+    return [f"backbone.name={VIT}", f"backbone.pretrained={weights(VIT, folder)}", "backbone.image_size=98"]
+
+
 def workers(toy: bool) -> list[Measurement]:
     """Samples a second of two workers with a thread each, by those of one worker, on batches of the same size."""
     with tempfile.TemporaryDirectory() as made, all_cores():
         folder = Path(made)
-        backbone = ["backbone=micro_vit"]
-        if not toy:
-            file = weights(VIT, folder)
-            backbone = [f"backbone.name={VIT}", f"backbone.pretrained={file}", "backbone.image_size=98"]
+        settings = ["method=lora", *real_backbone(folder, toy)]
         runs = {"one": (1, "none"), "ddp": (2, "ddp"), "fsdp2": (2, "fsdp2")}
-        seconds = {name: train_seconds(folder, name, *way, backbone, toy) for name, way in runs.items()}
+        seconds = {name: train_seconds(folder, name, *way, settings, toy) for name, way in runs.items()}
     found = []
     for name, reach in (("ddp", 1.6), ("fsdp2", 1.4)):
         detail = {"unit": f"seconds of two {name} workers by those of one, reach {reach} times the speed"}
@@ -97,11 +117,13 @@ def workers(toy: bool) -> list[Measurement]:
     return found
 
 
-def train_seconds(folder: Path, name: str, count: int, sharding: str, backbone: list[str], toy: bool) -> float:
-    """Of the steps of a short run."""
+def train_seconds(folder: Path, name: str, count: int, sharding: str, settings: list[str], toy: bool) -> float:
+    """Of the steps of a short run, with a thread for each worker, what the method adds included."""
     rows = ["benchmark.classes=4", "benchmark.tasks=2", f"benchmark.train_per_class={4 if toy else 160}"]
     sizes = ["benchmark.test_per_class=2", "train.epochs=1", f"train.batch_size={4 if toy else 32}"]
     places = [f"storage={folder}", f"name={name}", "tracking.enabled=false"]
     scale = [f"scale.workers={count}", f"scale.sharding={sharding}"]
-    once([sys.executable, "run.py", "train", "method=lora", "head=linear", *rows, *sizes, *scale, *places, *backbone])
-    return float(json.loads((folder / name / "result.json").read_text())["seconds"]["train"])
+    threads = ["env", "OMP_NUM_THREADS=1"]  # as Ray gives a worker of one core
+    once([*threads, sys.executable, "run.py", "train", "head=linear", *rows, *sizes, *scale, *places, *settings])
+    seconds = json.loads((folder / name / "result.json").read_text())["seconds"]
+    return float(seconds["train"] + seconds["method"])

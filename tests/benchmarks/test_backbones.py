@@ -127,6 +127,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: dict[str, to
     assert told(cls_token=none, pos_embed=none) == f"{start}missing: cls_token and 1 more)"
     assert told(more=some) == f"{start}not in the model: more)"
     assert told(**{"norm.bias": some}) == f"{start}of another shape: norm.bias [2, 3] and not [192])"
+    told_of = f"{tmp_path}/weights.safetensors: norm.bias is stored as int8; give weights that are not quantised"
+    assert told(**{"norm.bias": torch.zeros(192, dtype=torch.int8)}) == told_of
     twice = {f"{name}.{k}": t.clone() for name in ("student", "teacher") for k, t in weights.items()}
     with pytest.raises(BenchmarkError, match=r"has all weights more than once \(student.… and teacher.…\); keep one"):
         from_file(tmp_path, twice)
