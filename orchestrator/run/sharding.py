@@ -45,8 +45,9 @@ class Place:
     world: int = 1
     sharding: str = "none"
     device: torch.device = CPU
-    # Bytes of a model from which FSDP2 gathers it block by block: below, waiting costs more than the memory is worth.
-    by_blocks_from: int = 64 * 2**20
+    # Bytes of a model from which FSDP2 splits its frozen weights, and gathers them block by block: below, every worker
+    # has them whole, as gathering them twice in each step costs more than their memory is worth.
+    by_blocks_from: int = 128 * 2**20
 
     def spread(self, model: Model, half: bool = False) -> nn.Module:
         """Wrap or shard ``model`` in place, and fill in weights that it lacks; the result is what training calls.
@@ -74,9 +75,10 @@ class Place:
         # Blocks before the root, which takes the parameters that no inner call has taken.
         for block in model.blocks() if by_blocks else []:
             fully_shard(block, mesh=mesh, mp_policy=policy)
+        whole = set() if by_blocks else {p for p in model.parameters() if not p.requires_grad}
         # By default the root stays gathered after a forward pass, to save backward a gather. Under no_grad there is no
         # backward: evaluation before training would leave the head stale.
-        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=whole)
         model.most = self.most  # type: ignore[method-assign]
         # FSDP2 gathers parameters around forward alone; these methods would meet their shards.
         for method in model.computing:

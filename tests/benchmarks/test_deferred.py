@@ -130,6 +130,25 @@ def on_two(process: int, folder: Path) -> None:
     (folder / f"{process}.json").write_text(json.dumps(read))
 
 
+def small_on_two(process: int, folder: Path) -> None:
+    model = deferred_model(folder)
+    Place(process, WORLD, "fsdp2").spread(model)
+    held = dict(zip(dict(model.named_parameters()), locals_of(model.parameters()), strict=True))
+    save_file({name: tensor.detach().clone() for name, tensor in held.items()}, folder / f"{process}.safetensors")
+
+
+def test_a_small_backbone_is_whole_on_every_worker_and_its_adapters_are_split(pair: Pair, tmp_path: Path) -> None:
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, tmp_path / "own.safetensors")
+    alone = filled(deferred_model(tmp_path))
+    pair.run(small_on_two, tmp_path)
+    shards = [load_file(tmp_path / f"{process}.safetensors") for process in range(WORLD)]
+    for name, value in alone.named_parameters():
+        found = [shard[name] for shard in shards]
+        expected = torch.cat(found) if value.requires_grad else found[0]
+        assert torch.equal(expected, value) and (value.requires_grad or torch.equal(found[1], value)), name
+
+
 def deferred_model(folder: Path) -> Any:
     from benchmarks.models.backbones import build_model
     from benchmarks.models.heads import HeadConfig
