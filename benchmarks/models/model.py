@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -124,6 +126,19 @@ class Model(nn.Module, ABC):
             raise BenchmarkError(
                 f"train.gradient_checkpointing=true: {kind} cannot recompute its activations; say false"
             ) from None
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks when they are first called; alike ones share what was compiled.
+
+        BenchmarkError where there is no compiler.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise BenchmarkError(
+                f"train.compile=true: there is no C++ compiler {compiler!r} here; install it or say false"
+            )
+        for block in self.blocks():
+            block.compile()
 
 
 def block_names(model: nn.Module) -> list[str]:

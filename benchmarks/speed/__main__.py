@@ -32,6 +32,7 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
     "evaluation": evaluation,
     "sketch": sketch,
     "treelora-training": training.treelora_training,
+    "compile": training.compiled,
     "workers": training.workers,
     "tree-actor": training.tree_actor,
     "tree-service": tree_service,

@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def treelora_training(toy: bool) -> list[Measurement]:
         Measurement("treelora-training", by_lora, 1.03, {"unit": "of sequential LoRA's step"} | detail),
         Measurement("treelora-training", by_dense, 1.03, {"unit": "sparsity 0.9 by none"} | detail),
     ]
+
+
+def compiled(toy: bool) -> list[Measurement]:
+    """Steps of LoRA whose blocks torch.compile has made, by those without; the first call apart."""
+    sizes, repeats = (TOY, 2) if toy else (REAL, 7)
+    network = with_lora(sizes)
+    for block in network.backbone.blocks:
+        block.compile()
+    began = time.perf_counter()
+    step = stepping(network, sizes)
+    step()
+    first = time.perf_counter() - began
+    seconds = medians({"eager": stepping(with_lora(sizes), sizes), "compiled": step}, repeats)
+    detail = {"unit": "of a step without train.compile", "seconds": seconds, "first_steps": first}
+    return [Measurement("compile", seconds["compiled"] / seconds["eager"], 1.0, sizes.detail() | detail)]
 
 
 def tree_stepping(config: TreeLoRAConfig, sizes: Sizes, count: int) -> Callable[[], None]:

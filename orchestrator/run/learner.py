@@ -46,6 +46,8 @@ class Learner:
             self.model = build_model(experiment.backbone, experiment.head, stream, experiment.seed)
             if self.settings.gradient_checkpointing:
                 self.model.save_memory()
+            if self.settings.compile:
+                self.model.compile_blocks()
         except BenchmarkError as error:
             raise UserError(str(error)) from None
         self.method = method_class(experiment.method.name)(experiment.method)

@@ -52,6 +52,7 @@ class TrainConfig(Settings):
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: no limit")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(False, description="compile the blocks with torch.compile, in the first steps")
     evaluation_batch_size: int = Field(256, gt=0, description="examples in a batch without gradients, on each worker")
 
     @model_validator(mode="before")

@@ -104,6 +104,25 @@ def test_a_backbone_that_cannot_recompute_is_told(tiny_models: dict[str, Path]) 
         model.save_memory()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["micro_vit", "bert", "llama", "t5"])
+def test_compiled_blocks_compute_what_they_did(tiny_models: dict[str, Path], kind: str) -> None:
+    model, other = make_model(tiny_models, kind), make_model(tiny_models, kind)
+    loss, expected = learned(model, batch_for(model, kind))
+    other.compile_blocks()
+    with torch._inductor.config.patch(fallback_random=True):  # else dropout draws other numbers than uncompiled
+        again, gradients = learned(other, batch_for(model, kind))
+    torch.testing.assert_close(again, loss, rtol=1e-4, atol=1e-5)
+    assert all((gradients[n] - g).norm() <= 1e-3 * g.norm() + 1e-6 for n, g in expected.items())
+
+
+def test_compiling_without_a_compiler_is_told(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    line = r"^train.compile=true: there is no C\+\+ compiler 'no-such-compiler' here; install it or say false$"
+    with pytest.raises(BenchmarkError, match=line):
+        make_model(tiny_models, "micro_vit").compile_blocks()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
 @torch.no_grad()
 def test_nothing_is_recomputed_where_answers_are_written(tiny_models: dict[str, Path], kind: str) -> None:

@@ -11,7 +11,7 @@ from benchmarks.speed.__main__ import CASES, main
 from benchmarks.speed.measure import Measurement, medians
 
 # Whole commands with a cluster of their own, each of them 15 s at any size.
-SWEEPS = ("sweep-overhead", "trial-overhead", "early-stopping", "worker-memory", "workers", "tree-actor")
+SWEEPS = ("sweep-overhead", "trial-overhead", "early-stopping", "worker-memory", "workers", "tree-actor", "compile")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SWEEPS)) for case in CASES])

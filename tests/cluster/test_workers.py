@@ -127,6 +127,17 @@ def test_adapters_start_from_the_same_bits_whatever_the_number_of_workers(
         assert all(torch.equal(start[name], tensor) for name, tensor in starts[0].items())
 
 
+@pytest.mark.slow
+def test_workers_with_compiled_blocks_end_as_one_process(user: ProcessPoolExecutor, folder: Path) -> None:
+    """FSDP2 gathers around the compiled blocks; accuracies may differ by an example or two."""
+    few = ["method=lora", "benchmark.tasks=2", "train.epochs=2"]
+    whole = train(small_experiment(folder, *few, "name=eager"))
+    experiment = small_experiment(folder, *few, "name=compiled", "train.compile=true", "scale.workers=2")
+    compiled = user.submit(train_on_cluster, experiment).result()
+    for row, expected in zip(compiled["accuracy_matrix"], whole["accuracy_matrix"], strict=True):
+        assert row == pytest.approx(expected, abs=0.05)
+
+
 def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
     """Equal decisions; accuracies may differ by an example or two, since sums are formed in another order."""
     one, other = left["method_report"], right["method_report"]
