@@ -44,10 +44,10 @@ def search_record(
     return {"task": task, "entries": entries, "chosen": chosen}
 
 
-def pulls_of(record: dict[str, Any] | None, tasks: int) -> list[float]:
+def pulls_of(record: dict[str, Any], tasks: int) -> list[float]:
     """Pulls of each task's entry in one search; an entry of several tasks counts at its first."""
     row = [0.0] * tasks
-    for entry in record["entries"] if record else []:
+    for entry in record["entries"]:
         row[entry["tasks"][0]] = entry["pulls"]
     return row
 

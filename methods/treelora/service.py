@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from methods.base import finished
 from methods.treelora.report import pulls_of, search_record, tree_record
 from methods.treelora.search.search import SearchConfig, Searches
 from methods.treelora.sketch import Sketch, SketchConfig, require_same
@@ -38,7 +39,9 @@ class TreeService:
     def forget(self) -> None:
         """Everything but what is stored."""
         self.answers: dict[tuple[int, int], list[int]] = {}
-        self.records: dict[int, dict[str, Any]] = {}  # of the last search of each finished task
+        self.pulls: dict[int, list[float]] = {}  # of the last search of each finished task, by earlier task
+        self.chosen: dict[int, list[int]] = {}  # earlier tasks, over time
+        self.newest: dict[str, Any] | None = None  # all that is told of the last search of the newest finished task
         self.pending: dict[tuple[int, int], dict[int, Pair]] = {}
         self.stamp: tuple[int, ...] | None = None
         self.search: Searches | None = None
@@ -124,7 +127,9 @@ class TreeService:
         # No search point has step -1.
         whole = self.gathered((task, -1), part, (sketch, None))
         if whole is not None:
-            self.records |= self.record()
+            if found := self.record():
+                self.pulls[task], self.chosen[task] = pulls_of(found, task), found["chosen"]
+                self.newest = found
             self.stored.add(task, whole[0].values.numpy())
             self.pending.clear()
             self.search = self.scope = None
@@ -147,12 +152,15 @@ class TreeService:
         log = {
             "tasks": self.stored.tasks,
             "joined": list(self.stored.joined.items()),
-            # What lasts of a closed task's answers is in its record.
+            # What lasts of a closed task's answers is in ``chosen``.
             "answers": [(point, entries) for point, entries in self.answers.items() if not self.closed(point[0])],
-            "records": list(self.records.items()),
+            "newest": self.newest,
             "stamp": self.stamp,
             "scope": self.scope,
         }
+        searched = [task for task in self.pulls if task >= since]
+        arrays |= {finished(task, "pulls"): numpy.array(self.pulls[task], dtype=numpy.float64) for task in searched}
+        arrays |= {finished(task, "chosen"): numpy.array(self.chosen[task], dtype=numpy.int64) for task in searched}
         state = {name: torch.from_numpy(numpy.array(values)) for name, values in arrays.items()}
         # As bytes in a tensor: a checkpoint keeps a search as tensors alone.
         return state | {"log": torch.frombuffer(bytearray(json.dumps(log).encode()), dtype=torch.uint8)}
@@ -167,26 +175,30 @@ class TreeService:
         arrays = {name: values.numpy().copy() for name, values in state.items() if name != "log"}
         self.stored.load(arrays, log["tasks"], dict(log["joined"]))
         self.answers = {(task, step): entries for (task, step), entries in log["answers"]}
-        self.records = dict(log["records"])
+        searched = [task for task in range(self.stored.closed) if finished(task, "pulls") in arrays]
+        self.pulls = {task: arrays[finished(task, "pulls")].tolist() for task in searched}
+        self.chosen = {task: arrays[finished(task, "chosen")].tolist() for task in searched}
+        self.newest = log["newest"]
         self.stamp = tuple(log["stamp"]) if log["stamp"] else None
         if log["scope"]:
             self.searching(*log["scope"]).load_state_dict(
                 {name.removeprefix("search."): v for name, v in arrays.items() if name.startswith("search.")}
             )
 
-    def record(self) -> dict[int, dict[str, Any]]:
-        """What the search under way has found, by its task."""
+    def record(self) -> dict[str, Any] | None:
+        """What the search under way has found."""
         if self.search is None or self.scope is None:
-            return {}
+            return None
         task = self.scope[0]
         answers = [found for (t, _), found in sorted(self.answers.items()) if t == task]
-        return {task: search_record(task, self.search, self.stored, answers, self.config.granularity == "path")}
+        return search_record(task, self.search, self.stored, answers, self.config.granularity == "path")
 
     def report(self) -> dict[str, Any]:
         """The tree, pulls [task learned][task], tasks chosen while each task was learned, and the newest search."""
-        records, tasks = self.records | self.record(), range(self.stored.closed)
+        tasks = range(self.stored.closed)
+        rows = [self.pulls.get(task, []) for task in tasks]
         return tree_record(self.stored, self.metric) | {
-            "pulls": [pulls_of(records.get(task), len(tasks)) for task in tasks],
-            "chosen": [records[task]["chosen"] if task in records else [] for task in tasks],
-            "search": records[max(records)] if records else None,
+            "pulls": [row + [0.0] * (len(tasks) - len(row)) for row in rows],
+            "chosen": [self.chosen.get(task, []) for task in tasks],
+            "search": self.record() or self.newest,
         }

@@ -1,10 +1,11 @@
 """Checkpoints of one run: safetensors and JSON, written beside and renamed, the last two kept.
 
-    <run>/checkpoints/000003/tensors.safetensors, values.json
+    <run>/checkpoints/000003/tensors.safetensors, values.json, digests.json
     <run>/checkpoints/finished/000007.safetensors
 
 What a finished task leaves and no later one changes has a file of its own and is written once, so that a checkpoint
-costs the same however many tasks there were.
+costs the same however many tasks there were. ``digests.json`` has the SHA-256 of all files that belong to a checkpoint:
+a damaged one is passed over for the one before it.
 
 A checkpoint holds adapters, head, optimiser, method and search state, the position in the stream, and the matrices.
 The frozen backbone is never written. The random numbers of a step depend on (seed, task, step) alone, so the position
@@ -13,11 +14,13 @@ is all that they need.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +32,10 @@ from torch import Tensor
 
 from orchestrator.settings.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 KEEP = 2  # where the newest is damaged, a run can go on from the one before
-TENSORS, VALUES = "tensors.safetensors", "values.json"
+TENSORS, VALUES, DIGESTS = "tensors.safetensors", "values.json", "digests.json"
 FINISHED = re.compile(r"(?:^|\.)finished\.(\d+)\.")  # in the name of what a finished task has left for good
 
 
@@ -52,8 +57,15 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
         for task in sorted(set(lasting.values())):
             write_finished(folder, task, {name: tensors[name] for name, own in lasting.items() if own == task})
         write_tensors(beside / TENSORS, {name: tensors[name] for name in tensors.keys() - lasting.keys()})
-        files = [task for task in range(values.get("finished", 0)) if finished_file(folder, task).exists()]
-        (beside / VALUES).write_text(json.dumps(values | {"files": files}))
+        (beside / VALUES).write_text(json.dumps(values))
+        digests = {name: digest_of(beside / name) for name in (TENSORS, VALUES)}
+        known = digests_of(folder / f"{found[-1]:06d}") if found else {}
+        kept = [task for task in range(values.get("finished", 0)) if finished_file(folder, task).exists()]
+        for task in kept:
+            name = finished_name(task)
+            written = task in lasting.values() or name not in known
+            digests[name] = digest_of(folder / name) if written else known[name]
+        (beside / DIGESTS).write_text(json.dumps(digests))
         # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
         beside.rename(target)
     for old in found[: max(0, len(found) + 1 - KEEP)]:
@@ -73,8 +85,21 @@ def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}, file)
 
 
+def finished_name(task: int) -> str:
+    return f"finished/{task:06d}.safetensors"
+
+
 def finished_file(folder: Path, task: int) -> Path:
-    return folder / "finished" / f"{task:06d}.safetensors"
+    return folder / finished_name(task)
+
+
+def digest_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in json.loads((folder / DIGESTS).read_text()).items()}
 
 
 class Writer:
@@ -119,29 +144,52 @@ def writable(folder: Path) -> Iterator[None]:
 
 
 def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint's tensors and values, or None where there is none."""
-    found = numbered(run / "checkpoints")
-    if not found:
-        return None
-    folder = run / "checkpoints" / f"{found[-1]:06d}"
-    try:
-        tensors, values = load_file(folder / TENSORS), json.loads((folder / VALUES).read_text())
-    except Exception as error:  # any kind of damage reads the same to a user
+    """The tensors and values of the newest checkpoint that is whole, or None where there is none at all.
+
+    Newer ones that are damaged are logged, and listed in ``values["damaged"]``. UserError where all of them are.
+    """
+    folder, damaged = run / "checkpoints", dict[str, str]()
+    for number in reversed(numbered(folder)):
+        try:
+            tensors, values = read(folder, f"{number:06d}")
+        except Exception as error:  # any kind of damage reads the same to a user
+            damaged[f"{number:06d}"] = str(error)
+            continue
+        for name, why in damaged.items():
+            logger.warning("%s: damaged checkpoint (%s); going on from the one before it", folder / name, why)
+        return tensors, values | ({"damaged": damaged} if damaged else {})
+    if damaged:
+        name, why = next(iter(damaged.items()))
         raise UserError(
-            f"{folder}: damaged checkpoint ({error}); remove this folder to go on from the one before"
-        ) from None
-    for task in values.pop("files", []):
-        tensors |= read_finished(finished_file(run / "checkpoints", task))
-    return tensors, values
+            f"{folder / name}: damaged checkpoint ({why}), and none before it is whole; put a copy back, or begin "
+            "again with another name=…"
+        )
+    return None
 
 
-def read_finished(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise UserError(
-            f"{file}: damaged part of a checkpoint ({error}); put a copy of it back, or begin again with another name=…"
-        ) from None
+def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One checkpoint; an error where one of its files is not what was written."""
+    if not (folder / name / DIGESTS).exists():
+        raise ValueError(f"it has no {DIGESTS}, as those of earlier versions")
+    digests = digests_of(folder / name)
+    lasting = [other for other in digests if other not in (TENSORS, VALUES)]
+    files = [folder / name / TENSORS, folder / name / VALUES, *(folder / other for other in lasting)]
+    for file, digest in zip(files, (digests[TENSORS], digests[VALUES], *map(digests.get, lasting)), strict=True):
+        if digest_of(file) != digest:
+            raise ValueError(f"{file.name if file.parent.name == name else file} is not what was written")
+    tensors = load_file(files[0])
+    for file in files[2:]:
+        tensors |= load_file(file)
+    return tensors, json.loads(files[1].read_text())
+
+
+def set_aside(run: Path, damaged: Iterable[str]) -> None:
+    """Keep damaged checkpoints under names by which no start finds them."""
+    folder = run / "checkpoints"
+    for name in damaged:
+        with writable(run):
+            shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
+            (folder / name).rename(folder / f"damaged-{name}")
 
 
 def numbered(folder: Path) -> list[int]:

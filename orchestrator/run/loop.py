@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.stream import Task, TaskStream
+from methods.base import finished
 from orchestrator.run.learner import Learner
 
 Matrix = list[list[float | None]]
+MATRICES = ("test", "validation", "unmasked")
+UNSCORED = -1.0  # in the place of None; scores are 0 to 1
+DOUBLE = torch.float64  # as Python's floats: a resumed run ends with the undisturbed bits
 
 
 @dataclass
@@ -32,8 +36,26 @@ class Position:
     losses: list[float | None] = field(default_factory=list)  # last loss of each task, None where it took no step
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that do not change any more: rows are added and never edited."""
-        return {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        """Plain values that do not change any more, without the matrices."""
+        plain = {name: value for name, value in vars(self).items() if name not in MATRICES}
+        return {name: list(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+    def rows(self, since: int) -> dict[str, Tensor]:
+        """The rows of the matrices from task ``since`` on, which are never edited."""
+        return {
+            finished(task, name): torch.tensor([UNSCORED if score is None else score for score in row], dtype=DOUBLE)
+            for name in MATRICES
+            for task, row in list(enumerate(getattr(self, name)))[since:]
+        }
+
+    @classmethod
+    def restored(cls, values: dict[str, Any], rows: dict[str, Tensor]) -> Position:
+        """The inverse of ``as_dict`` and ``rows``."""
+        position = cls(**values)
+        for name in MATRICES:
+            found = [rows[key].tolist() for task in range(position.task) if (key := finished(task, name)) in rows]
+            setattr(position, name, [[None if score == UNSCORED else score for score in row] for row in found])
+        return position
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Session:
         found = checkpoint.load(self.experiment.folder)
         tensors, values = found or ({}, {})
         if found:
-            self.position = Position(**values["position"])
+            self.position = Position.restored(values["position"], part(tensors, "position."))
             self.kept = self.position.task
             self.earlier = values["seconds"].pop("total")
             # Inside a task the optimiser has to be there to load its moments; begin_task would start the task anew.
@@ -106,8 +106,19 @@ class Session:
         if self.search:
             self.search.expect(self.learner.method.levels.parts)
             self.search.load_state_dict(part(tensors, "search."))
+        # Behind it, all workers have read what there is.
         self.place.barrier()
+        self.pass_over(values)
         return values
+
+    def pass_over(self, values: dict[str, Any]) -> None:
+        """Keep newer checkpoints that are damaged aside, and note them in the result."""
+        damaged: dict[str, str] = values.pop("damaged", {})
+        if self.place.rank == 0:
+            checkpoint.set_aside(self.experiment.folder, damaged)
+        where = {"task": self.position.task, "step": self.position.step}
+        noted = [where | {"what": f"checkpoint {name} was damaged ({why})"} for name, why in damaged.items()]
+        values["changes"] = [*values.get("changes", []), *noted]
 
     def seconds(self) -> dict[str, float]:
         total = self.earlier + time.perf_counter() - self.started
@@ -119,6 +130,7 @@ class Session:
             tensors, values = self.learner.state(self.kept)
             if self.search:
                 tensors |= {f"search.{k}": v for k, v in self.search.state_dict(self.kept).items()}
+            tensors |= {f"position.{k}": v for k, v in position.rows(self.kept).items()}
             self.kept = position.task
             if self.place.rank == 0:
                 values |= {"position": position.as_dict(), "seconds": self.seconds(), "stream": outline_of(self.stream)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import profiles
 from benchmarks.speed.__main__ import CASES, main
 from benchmarks.speed.measure import Measurement, medians
 
@@ -63,3 +64,13 @@ def test_a_wrong_option_is_refused_with_the_way_out(
         main(arguments)
     assert ended.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_profile_names_operations_and_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "pin", lambda: None)
+    file = tmp_path / "profiles.md"
+    profiles.main(["--toy", "--page", str(file)])
+    text = file.read_text()
+    for name, (_, learned) in profiles.PATHS.items():
+        part = text.split(f"## {name}\n")[1].split("\n## ")[0]
+        assert "| `aten::" in part and learned in part

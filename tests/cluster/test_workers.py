@@ -17,10 +17,10 @@ from ray.util.state import list_actors
 
 from orchestrator.cluster.connect import connected, joined
 from orchestrator.launch import train
-from orchestrator.run import checkpoint
 from orchestrator.run.checkpoint import read_json
 from orchestrator.settings.config import Experiment
 from tests.orchestrator.test_cli import call
+from tests.support.choices import same_search
 from tests.support.experiments import SMALL, small_experiment
 from tests.support.two_nodes import Cluster, dashboard_says
 
@@ -107,27 +107,6 @@ def test_so_do_one_worker_and_replicas(
 
 
 @pytest.mark.slow
-def test_adapters_start_from_the_same_bits_whatever_the_number_of_workers(
-    user: ProcessPoolExecutor, folder: Path
-) -> None:
-    """With a rate that changes no weight but zeros, the last checkpoint has what the run began with."""
-    still = ["method=lora", "train.epochs=1", "train.optimizer=sgd", "train.learning_rate=1e-30", "benchmark.tasks=2"]
-    starts = []
-    for workers in range(3):
-        experiment = small_experiment(folder, *still, f"name=start{workers}", f"scale.workers={workers}")
-        if workers:
-            user.submit(train_on_cluster, experiment).result()
-        else:
-            train(experiment)
-        tensors = (checkpoint.load(experiment.folder) or ({}, {}))[0]
-        starts.append({name: tensor for name, tensor in tensors.items() if "lora_A" in name})
-    assert len(starts[0]) == 6
-    for start in starts[1:]:
-        assert start.keys() == starts[0].keys()
-        assert all(torch.equal(start[name], tensor) for name, tensor in starts[0].items())
-
-
-@pytest.mark.slow
 def test_workers_with_compiled_blocks_end_as_one_process(user: ProcessPoolExecutor, folder: Path) -> None:
     """FSDP2 gathers around the compiled blocks; accuracies may differ by an example or two."""
     few = ["method=lora", "benchmark.tasks=2", "train.epochs=2"]
@@ -135,18 +114,6 @@ def test_workers_with_compiled_blocks_end_as_one_process(user: ProcessPoolExecut
     experiment = small_experiment(folder, *few, "name=compiled", "train.compile=true", "scale.workers=2")
     compiled = user.submit(train_on_cluster, experiment).result()
     for row, expected in zip(compiled["accuracy_matrix"], whole["accuracy_matrix"], strict=True):
-        assert row == pytest.approx(expected, abs=0.05)
-
-
-def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
-    """Equal decisions; accuracies may differ by an example or two, since sums are formed in another order."""
-    one, other = left["method_report"], right["method_report"]
-    assert one["chosen"] == other["chosen"]
-    assert one["pulls"] == other["pulls"]
-    assert [(n["parent"], n["tasks"]) for n in one["tree"]["nodes"]] == [
-        (n["parent"], n["tasks"]) for n in other["tree"]["nodes"]
-    ]
-    for row, expected in zip(left["accuracy_matrix"], right["accuracy_matrix"], strict=True):
         assert row == pytest.approx(expected, abs=0.05)
 
 

@@ -78,7 +78,7 @@ def test_files_are_safetensors_and_json_alone(tmp_path: Path) -> None:
     for _ in range(3):
         checkpoint.save(tmp_path, TENSORS, VALUES)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) == 4
+    assert len(files) == 6
     assert {file.suffix for file in files} == {".safetensors", ".json"}
     for file in files:
         content = file.read_bytes()
@@ -140,42 +140,47 @@ def test_what_a_dropped_checkpoint_has_left_is_not_read_with_the_one_before(tmp_
     assert found is not None and int(found[0][finished(1, "a")]) == 7
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+DAMAGE = ["cut", "other", "flipped", "gone"]
+
+
+def hurt(file: Path, damage: str) -> None:
+    content = file.read_bytes()
+    file.unlink()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    changed = {"cut": content[: len(content) // 2], "other": b"\xff" * len(content), "flipped": flipped}
+    if damage != "gone":
+        file.write_bytes(changed[damage])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_part_of_a_finished_task_is_named(tmp_path: Path, damage: str) -> None:
     for tasks in (1, 2):
         learned(tmp_path, tasks)
     file = tmp_path / "checkpoints" / "finished" / "000000.safetensors"
-    content = file.read_bytes()
-    file.unlink()
-    if damage == "cut":
-        file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: damaged part of a checkpoint \([^\n]*; put a copy"):
-        checkpoint.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tensors.safetensors", "values.json"])
-@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
-def test_a_damaged_checkpoint_names_its_folder_and_the_one_before_is_still_good(
-    tmp_path: Path, name: str, damage: str
-) -> None:
-    for step in (1, 2):
-        checkpoint.save(tmp_path, TENSORS, {"step": step})
-    file = newest(tmp_path) / name
-    content = file.read_bytes()
-    file.unlink()
-    if damage != "gone":
-        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content))
+    hurt(file, damage)
     with pytest.raises(UserError) as caught:
         checkpoint.load(tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'checkpoints' / '000002'}: damaged checkpoint (")
-    assert message.endswith("; remove this folder to go on from the one before")
-    for left in newest(tmp_path).iterdir():
-        left.unlink()
-    newest(tmp_path).rmdir()
+    assert message.startswith(f"{newest(tmp_path)}: damaged checkpoint (") and str(file) in message
+    assert message.endswith("none before it is whole; put a copy back, or begin again with another name=…")
+
+
+@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.VALUES, checkpoint.DIGESTS])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_kept_aside(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, TENSORS, {"step": step})
+    hurt(newest(tmp_path) / name, damage)
     found = checkpoint.load(tmp_path)
-    assert found is not None
-    assert found[1] == {"step": 1}
+    assert found is not None and found[1]["step"] == 1 and list(found[1]["damaged"]) == ["000002"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(f"{newest(tmp_path)}: damaged checkpoint (")
+    checkpoint.set_aside(tmp_path, found[1]["damaged"])
+    assert (tmp_path / "checkpoints" / "damaged-000002").is_dir()
+    again = checkpoint.load(tmp_path)
+    assert again is not None and again[1] == {"step": 1} and checkpoint.save(tmp_path, {}, {}).name == "000002"
 
 
 def test_json_comes_back_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

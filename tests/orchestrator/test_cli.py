@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.run.checkpoint import DIGESTS, TENSORS, VALUES
 from orchestrator.run.lock import held
 from orchestrator.settings.compose import GROUPS, option_names
 from orchestrator.settings.config import Experiment
@@ -281,7 +282,8 @@ def test_a_finished_run_is_a_folder_with_result_report_and_checkpoints(finished:
         "progress.json",
         "result.json",
         "report.html",
-        *(f"checkpoints/00000{n}/{file}" for n in (1, 2) for file in ("tensors.safetensors", "values.json")),
+        *(f"checkpoints/00000{n}/{file}" for n in (1, 2) for file in (TENSORS, VALUES, DIGESTS)),
+        *(f"checkpoints/finished/00000{n}.safetensors" for n in (0, 1)),
     }
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from orchestrator.launch import train
 from orchestrator.run import identity
-from orchestrator.run.checkpoint import VALUES
 from orchestrator.run.identity import check_identity
 from orchestrator.run.session import read_stream
 from orchestrator.run.sharding import Place
@@ -81,16 +80,6 @@ def test_before_the_first_checkpoint_nothing_was_learned_of_the_old_data(small: 
     train_until(experiment, task=0, number=0)
     write(images, ("x_test", 0))
     assert train(experiment)["data"] == read_stream(experiment).fingerprint
-
-
-def test_a_checkpoint_of_an_earlier_version_has_no_fingerprint_and_goes_on(small: Make, images: Path) -> None:
-    experiment = make(small, images, "a")
-    train_until(experiment, task=0, number=2)
-    for file in experiment.folder.glob(f"checkpoints/*/{VALUES}"):
-        values = json.loads(file.read_text())
-        del values["identity"]
-        file.write_text(json.dumps(values))
-    assert train(experiment)["data"]["tasks"]
 
 
 def data(**changes: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from methods.base import Again
 from methods.treelora import TreeLoRA
 from orchestrator.launch import train
 from orchestrator.run import checkpoint, session
+from orchestrator.run.checkpoint import numbered
 from orchestrator.run.folder import finished
 from orchestrator.run.learner import Learner, part
 from orchestrator.run.service import make_service
@@ -262,6 +263,22 @@ def test_a_run_with_a_closed_form_head_goes_on_where_it_stopped(
     counts = "statistics.counts"
     assert tensors[counts].flatten().tolist() == [11] * 4, "each train row once, however often it stopped"
     assert same_tensors(experiment, whole)
+
+
+def test_a_run_goes_on_before_a_damaged_checkpoint_and_says_so(small: Make, undisturbed: Undisturbed) -> None:
+    whole, result = undisturbed("treelora")
+    experiment = small(*THREE, "name=hurt", "checkpoint.every=3")
+    train_until(experiment, 1, 7)
+    newest = experiment.folder / "checkpoints" / f"{numbered(experiment.folder / 'checkpoints')[-1]:06d}"
+    (newest / checkpoint.VALUES).write_text("{}")
+    resumed = train(experiment)
+    for key in ("accuracy_matrix", "validation_matrix", "method_report"):
+        assert resumed[key] == result[key]
+    assert same_tensors(experiment, whole)
+    (change,) = resumed["changes"]
+    assert (change["task"], change["step"]) == (1, 3)
+    assert change["what"] == f"checkpoint {newest.name} was damaged (values.json is not what was written)"
+    assert (newest.parent / f"damaged-{newest.name}").is_dir()
 
 
 @pytest.mark.parametrize("method", ["treelora", "sdlora", "gorp"])

@@ -45,8 +45,8 @@ class Cluster:
 
 
 @contextmanager
-def two_node_cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster that ends with the block."""
+def two_node_cluster(tmp_path: Path, cpus: int = 1) -> Iterator[Cluster]:
+    """A cluster that ends with the block; its nodes say that they have so many ``cpus`` each."""
     token = secrets.token_hex(32)
     token_file = tmp_path / "token"
     token_file.touch(mode=0o600)
@@ -58,7 +58,8 @@ def two_node_cluster(tmp_path: Path) -> Iterator[Cluster]:
     }
     gcs, dashboard, client = free_ports(3)
     url = f"http://127.0.0.1:{dashboard}"
-    head = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    size = f"--num-cpus={cpus}"
+    head = [size, f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with ExitStack() as stack:
         # Sockets live below this folder, and their paths may not exceed 107 letters.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
@@ -68,7 +69,7 @@ def two_node_cluster(tmp_path: Path) -> Iterator[Cluster]:
         local = ["--head", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
         nodes.append(start_node([*local, *head], environment, log.fileno()))
         wait_until(lambda: listens(gcs), nodes, log.name)
-        nodes.append(start_node([f"--address=127.0.0.1:{gcs}"], environment, log.fileno()))
+        nodes.append(start_node([size, f"--address=127.0.0.1:{gcs}"], environment, log.fileno()))
         wait_until(lambda: alive_nodes(url, token) == 2, nodes, log.name)
         yield Cluster(url, f"127.0.0.1:{gcs}", token, environment)
 
@@ -98,7 +99,7 @@ def start_node(options: list[str], environment: dict[str, str], log: int) -> Nod
     """One ``ray start`` in a process group of its own."""
     names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
     ports = [f"--{name}={port}" for name, port in zip(names, free_ports(3), strict=True)]
-    size = ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+    size = ["--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # A job's `python` is the first on the path of the node that runs it.
     path = {"PATH": f"{RAY.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
