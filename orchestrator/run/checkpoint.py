@@ -54,18 +54,11 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     with writable(run):
         beside.mkdir(parents=True)
         lasting = {name: int(match[1]) for name in tensors if (match := FINISHED.search(name))}
-        for task in sorted(set(lasting.values())):
-            write_finished(folder, task, {name: tensors[name] for name, own in lasting.items() if own == task})
+        written = [write_finished(folder, task, tensors, lasting) for task in sorted(set(lasting.values()))]
         write_tensors(beside / TENSORS, {name: tensors[name] for name in tensors.keys() - lasting.keys()})
         (beside / VALUES).write_text(json.dumps(values))
-        digests = {name: digest_of(beside / name) for name in (TENSORS, VALUES)}
-        known = digests_of(folder / f"{found[-1]:06d}") if found else {}
-        kept = [task for task in range(values.get("finished", 0)) if finished_file(folder, task).exists()]
-        for task in kept:
-            name = finished_name(task)
-            written = task in lasting.values() or name not in known
-            digests[name] = digest_of(folder / name) if written else known[name]
-        (beside / DIGESTS).write_text(json.dumps(digests))
+        before = known_digests(folder / f"{found[-1]:06d}") if found else {}
+        write_digests(folder, beside, values.get("finished", 0), {n: d for n, d in before.items() if n not in written})
         # A rename is all or nothing: a kill at any point leaves whole checkpoints alone. Old ones go only afterwards.
         beside.rename(target)
     for old in found[: max(0, len(found) + 1 - KEEP)]:
@@ -73,11 +66,24 @@ def save(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     return target
 
 
-def write_finished(folder: Path, task: int, tensors: dict[str, Tensor]) -> None:
-    """A file that a killed start left of the same task is replaced: no checkpoint refers to it."""
+def write_digests(folder: Path, beside: Path, finished: int, known: dict[str, str]) -> None:
+    """Of a checkpoint's own files, and of those of so many ``finished`` tasks, some of which are ``known``."""
+    digests = {name: digest_of(beside / name) for name in (TENSORS, VALUES)}
+    for name in map(finished_name, range(finished)):
+        if (folder / name).exists():
+            digests[name] = known.get(name) or digest_of(folder / name)
+    (beside / DIGESTS).write_text(json.dumps(digests))
+
+
+def write_finished(folder: Path, task: int, tensors: dict[str, Tensor], owners: dict[str, int]) -> str:
+    """Write what ``task`` owns of the tensors; gives the name of the file.
+
+    One that a killed start left of the same task is replaced: no checkpoint refers to it.
+    """
     (folder / "finished").mkdir(exist_ok=True)
-    write_tensors(folder / "new.safetensors", tensors)
-    (folder / "new.safetensors").rename(finished_file(folder, task))
+    write_tensors(folder / "new.safetensors", {name: tensors[name] for name, owner in owners.items() if owner == task})
+    (folder / "new.safetensors").rename(folder / finished_name(task))
+    return finished_name(task)
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -89,13 +95,17 @@ def finished_name(task: int) -> str:
     return f"finished/{task:06d}.safetensors"
 
 
-def finished_file(folder: Path, task: int) -> Path:
-    return folder / finished_name(task)
-
-
 def digest_of(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def known_digests(folder: Path) -> dict[str, str]:
+    """Those of a checkpoint, so that they need not be formed again; nothing where they cannot be read."""
+    try:
+        return digests_of(folder)
+    except (OSError, ValueError):
+        return {}
 
 
 def digests_of(folder: Path) -> dict[str, str]:
