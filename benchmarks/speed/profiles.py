@@ -73,8 +73,8 @@ PATHS: dict[str, tuple[Callable[[bool], Callable[[], object]], str]] = {
     ),
     "A training step of TreeLoRA": (
         training,
-        "The backbone's own products take nearly all of it, and the edits next to nothing. `train.compile` gains from "
-        "what lies between the products.",
+        "The backbone's own products take nearly all of it, and the edits next to nothing; so compiling the blocks "
+        "(`train.compile`) has little to gain on a CPU.",
     ),
     "A training step of LoRA": (lora, "The reference of the one above."),
     "The sketch of a level": (
