@@ -136,8 +136,9 @@ def interpolated(seconds: dict[int, float], count: int) -> float:
 
 HEAD = """# Beyond one machine
 
-TreeLoRA (rank {rank}, search every {every} steps, {rounds} pulls) on clusters that nobody here has: computed by a
-script from constants that it measures on one core ({machine}) and from others that are taken. The formulas are in
+TreeLoRA (rank {rank}, search every {every} steps, {rounds} pulls) on clusters that were not at hand: computed by a
+script from constants that it measures on one core ({machine}) and from others that are taken, as nothing at hand shows
+them. Sizes between and beyond the measured ones lie on the line through their logarithms. The formulas are in
 `benchmarks/speed/scaling.py`. Repeat, with your own numbers as options:
 `python -m benchmarks.speed.scaling --page docs/scale.md`.
 """
@@ -182,7 +183,7 @@ def by_tasks(have: Measured, taken: Taken) -> list[str]:
             found = estimate(shape, 8, tasks, have, taken)
             over = [name for name, share in found.shares(taken).items() if share > 1]
             rows.append(
-                f"| {shape.name} | {tasks:,} | {found.worker_bytes / 1e9:,.1f} GB | {found.actor_bytes / 1e9:,.1f} GB "
+                f"| {shape.name} | {tasks:,} | {found.worker_bytes / 1e9:,.1f} GB | {found.actor_bytes / 1e9:,.2f} GB "
                 f"| {found.closing:,.1f} s | {found.restoring:,.0f} s | {', '.join(over) or 'none'} |"
             )
     return ["## By tasks, on 8 workers", "", head, "| --- |" + " ---: |" * 5 + " --- |", *rows, ""]
