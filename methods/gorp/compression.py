@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from methods.gorp.rows import Rows, wide
-from methods.gorp.space import protect
+from methods.gorp.space import protect, times
 
 EXTRA = 8  # directions beside the wanted ones: with 8, the chance of a poor range is negligible (Halko et al., 10.3)
 RANK_DEFICIENT = 1e-14  # of the largest eigenvalue of a Gram matrix in float64; below is rounding
@@ -112,7 +112,7 @@ class Compression:
 
     def compress(self, gradient: Tensor, vectors: Tensor) -> Tensor:
         """Gradient times vectors on the shorter side, which are split as a basis is."""
-        product = times(self.tall(gradient), vectors)
+        product = times(self.tall(gradient), vectors).contiguous()
         return self.rows.total(product) if self.left else product
 
     def overlap(self, old: Tensor, new: Tensor) -> Tensor:
@@ -164,15 +164,6 @@ class Compression:
         """Inner products of the columns, in float64."""
         product = tall.double().t() @ tall.double()
         return product if self.left else self.rows.total(product)
-
-
-def times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """The product of a large matrix and few vectors.
-
-    Computed as its transpose, for which libraries of matrix products use their fast kernels: the plain form took twice
-    as long for a matrix stored by rows and six to ten times as long for one stored by columns.
-    """
-    return (vectors.t() @ matrix.t()).t().contiguous()
 
 
 def rotate(state: dict[str, Any], coefficients: Tensor) -> None:

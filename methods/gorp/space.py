@@ -34,9 +34,17 @@ def protect(
         return protect(values.t(), space, "rows", total).t()
     if not space.shape[1]:
         return values
-    # As rows rather than columns, which products of few vectors are two to eight times faster for.
-    inside = values.t() @ space
-    return values - ((inside if total is None else total(inside)) @ space.t()).t()
+    inside = times(space.t(), values)
+    return values - times(space, inside if total is None else total(inside))
+
+
+def times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """The product of a large matrix and few vectors, stored by columns.
+
+    Computed as its transpose, for which libraries of matrix products use their fast kernels: the plain form took twice
+    as long for a matrix stored by rows and six to ten times as long for one stored by columns.
+    """
+    return (vectors.t() @ matrix.t()).t()
 
 
 def extend(
