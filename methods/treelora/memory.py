@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.base import Again, finished
+from methods.base import Again
 from methods.levels import Levels
 from methods.treelora.low_rank import mean_of_products
 from methods.treelora.regulariser import RegulariserConfig, weight
+from methods.treelora.tree.stored import state_name, states_of
 
 STEP = 1e-3  # of a central difference, relative to the length of the adapter
 
@@ -17,8 +18,8 @@ class Memory:
     """Local values [levels, width] for each entry; an entry has ``counts`` tasks.
 
     ``targets`` are what the regulariser pulls towards, ``adapters`` the values at the end of the task (empty where no
-    setting asks for them), ``weights`` the entries' shares in a mean over the tree. Without a budget, ``bounded``,
-    entries are tasks and never change.
+    setting asks for them), ``weights`` the entries' shares in a mean over the tree. Unless a budget makes
+    them ``bounded``, entries are tasks and never change.
     """
 
     def __init__(self, levels: Levels, bounded: bool) -> None:
@@ -96,18 +97,15 @@ class Memory:
         return factor * value
 
     def state_dict(self, since: int = 0) -> dict[str, Tensor]:
-        first = 0 if self.bounded else since
-        state = {self.key("target", entry): target for entry, target in list(enumerate(self.targets))[first:]}
-        return state | {self.key("adapter", entry): values for entry, values in list(enumerate(self.adapters))[first:]}
+        targets = states_of("target", self.targets, self.bounded, since)
+        return targets | states_of("adapter", self.adapters, self.bounded, since)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """``counts`` come first."""
-        targets, adapters = ([self.key(name, n) for n in range(len(self.counts))] for name in ("target", "adapter"))
+        entries = range(len(self.counts))
+        targets, adapters = ([state_name(name, n, self.bounded) for n in entries] for name in ("target", "adapter"))
         self.targets = [state[key] for key in targets]
         self.adapters = [state[key] for key in adapters if key in state]
-
-    def key(self, name: str, entry: int) -> str:
-        return f"{name}.{entry}" if self.bounded else finished(entry, name)
 
 
 def rows(stored: list[Tensor], entries: list[int]) -> Tensor:

@@ -6,7 +6,8 @@ An entry is one stored signature: that of a task, or of several tasks once a bud
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy
 
@@ -15,6 +16,7 @@ from methods.treelora.tree.budget import closest
 from methods.treelora.tree.metric import Floats, Metric
 from methods.treelora.tree.tree import TaskTree, TreeConfig
 
+Value = TypeVar("Value")
 EMPTY = numpy.zeros((0, 1, 1), dtype=numpy.float32)
 
 
@@ -79,8 +81,7 @@ class StoredTasks:
         """Sketches, without those that tasks before ``since`` left for good, and the topology where it depends on the
         order of arrival.
         """
-        first = 0 if self.bounded else since
-        state = {self.key(entry): sketch for entry, sketch in list(enumerate(self.sketches))[first:]}
+        state = states_of("sketch", self.sketches, self.bounded, since)
         # A rebuilt tree depends on the sketches alone, so that it need not be stored.
         kept = self.tree.state_dict() if self.config.maintain == "insert" else {}
         return state | {f"tree.{name}": values for name, values in kept.items()}
@@ -90,12 +91,20 @@ class StoredTasks:
         """Whether entries may become one, so that their number is no task's."""
         return self.config.budget is not None
 
-    def key(self, entry: int) -> str:
-        return f"sketch.{entry}" if self.bounded else finished(entry, "sketch")
-
     def load(self, state: Mapping[str, numpy.ndarray], tasks: list[list[int]], joined: dict[int, list[int]]) -> None:
         """The inverse of ``state_dict``; a rebuilt tree is built anew, which gives the same tree."""
         self.tasks, self.joined = tasks, joined
-        self.sketches = [state[self.key(entry)] for entry in range(len(tasks))]
+        self.sketches = [state[state_name("sketch", entry, self.bounded)] for entry in range(len(tasks))]
         topology = {name.removeprefix("tree."): v for name, v in state.items() if name.startswith("tree.")}
         self.tree = TaskTree.restored(self.array(), topology, self.metric) if topology else self.built()
+
+
+def states_of(name: str, values: Sequence[Value], bounded: bool, since: int) -> dict[str, Value]:
+    """What a state has of the entries: all, or where none will change, those of tasks from ``since`` on."""
+    entries = range(0 if bounded else since, len(values))
+    return {state_name(name, entry, bounded): values[entry] for entry in entries}
+
+
+def state_name(name: str, entry: int, bounded: bool) -> str:
+    """Unless a budget makes them ``bounded``, an entry is a task and stays what it is."""
+    return f"{name}.{entry}" if bounded else finished(entry, name)
