@@ -182,15 +182,16 @@ def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not (folder / name / DIGESTS).exists():
         raise ValueError(f"it has no {DIGESTS}, as those of earlier versions")
     digests = digests_of(folder / name)
-    lasting = [other for other in digests if other not in (TENSORS, VALUES)]
-    files = [folder / name / TENSORS, folder / name / VALUES, *(folder / other for other in lasting)]
-    for file, digest in zip(files, (digests[TENSORS], digests[VALUES], *map(digests.get, lasting)), strict=True):
-        if digest_of(file) != digest:
-            raise ValueError(f"{file.name if file.parent.name == name else file} is not what was written")
-    tensors = load_file(files[0])
-    for file in files[2:]:
+    own = {TENSORS: folder / name, VALUES: folder / name}
+    files = {file: place / file for file, place in (dict.fromkeys(digests, folder) | own).items()}
+    for known_as, file in files.items():
+        if digest_of(file) != digests[known_as]:
+            raise ValueError(f"{known_as if known_as in own else file} is not what was written")
+    values = json.loads(files.pop(VALUES).read_text())
+    tensors: dict[str, Tensor] = {}
+    for file in files.values():
         tensors |= load_file(file)
-    return tensors, json.loads(files[1].read_text())
+    return tensors, values
 
 
 def set_aside(run: Path, damaged: Iterable[str]) -> None:

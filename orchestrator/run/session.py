@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -87,8 +87,7 @@ class Session:
         accepted = self.experiment.checkpoint.accept_change
         self.identity = identity_of(self.experiment, self.stream, self.place.device)
         changes = check_identity(begun.get("identity"), self.identity, self.place, accepted)
-        where = {"task": self.position.task, "step": self.position.step}
-        self.changes = [*begun.get("changes", []), *(where | {"what": change} for change in changes)]
+        self.changes = [*begun.get("changes", []), *self.noted(changes)]
 
     def resume(self) -> dict[str, Any]:
         """Bring learner, position and search to the newest checkpoint, or to the start; gives what that one says."""
@@ -116,9 +115,12 @@ class Session:
         damaged: dict[str, str] = values.pop("damaged", {})
         if self.place.rank == 0:
             checkpoint.set_aside(self.experiment.folder, damaged)
-        where = {"task": self.position.task, "step": self.position.step}
-        noted = [where | {"what": f"checkpoint {name} was damaged ({why})"} for name, why in damaged.items()]
+        noted = self.noted(f"checkpoint {name} was damaged ({why})" for name, why in damaged.items())
         values["changes"] = [*values.get("changes", []), *noted]
+
+    def noted(self, changes: Iterable[str]) -> list[dict[str, Any]]:
+        """What has changed since the run began, with where it stands now."""
+        return [{"task": self.position.task, "step": self.position.step, "what": change} for change in changes]
 
     def seconds(self) -> dict[str, float]:
         total = self.earlier + time.perf_counter() - self.started
