@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.speed import gorp, run_costs, sdlora, training, treelora_step
 from benchmarks.speed.evaluation import evaluation
 from benchmarks.speed.measure import Measurement, pin
 from benchmarks.speed.memory import loading_peak, worker_memory
-from benchmarks.speed.page import page
+from benchmarks.speed.page import measuring, page, put, writable_file
 from benchmarks.speed.sketching import sketch
 from benchmarks.speed.startup import startup
 from benchmarks.speed.tree_scale import tree_scale
@@ -51,9 +50,6 @@ CASES: dict[str, Callable[[bool], list[Measurement]]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
-    for name, file in (("--json", options.json), ("--page", options.page)):
-        if file and not file.parent.is_dir():
-            parser().error(f"{name} {file}: there is no folder {file.parent}; make it first")
     pin()
     records = []
     for name in options.only or CASES:
@@ -61,22 +57,16 @@ def main(arguments: list[str] | None = None) -> None:
             records.append(measurement.record())
             print(line(records[-1]), file=sys.stderr, flush=True)
     if options.page:
-        options.page.write_text(page(records), encoding="utf-8")
-    text = json.dumps(records, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+        put(page(records), options.page)
+    put(json.dumps(records, indent=2) + "\n", options.json)
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        "python -m benchmarks.speed", description="Figures measured beside their reference."
-    )
+    result = measuring("benchmarks.speed", "Figures measured beside their reference.")
     result.add_argument("--only", choices=CASES, nargs="+", metavar="CASE", help=f"some of {', '.join(CASES)}")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write the records there instead of printing them")
-    result.add_argument("--page", type=Path, metavar="FILE", help="write them as Markdown")
-    result.add_argument("--toy", action="store_true", help="tiny sizes: shows that the cases run, measures nothing")
+    result.add_argument(
+        "--json", type=writable_file, metavar="FILE", help="write the records there instead of printing them"
+    )
     return result
 
 

@@ -5,15 +5,12 @@ These describe machines that a measurement here cannot reach.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.speed.measure import medians
 from benchmarks.speed.tree_scale import build, pulling
@@ -51,7 +48,6 @@ class Measured:
     distance: float
     add: float
     copy: float  # a byte
-    write: float  # a byte, into a file of safetensors
     select: dict[int, float]
     build: dict[int, float]
 
@@ -66,22 +62,18 @@ def measured(toy: bool) -> Measured:
     one, other = numpy.random.default_rng(0).standard_normal((2, 32, WIDTH), dtype=numpy.float32)
     metric = trees[leaves[0]][0].metric
     left, right = metric.directions(numpy.stack([one, other]))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "checkpoint.safetensors"
-        candidates: dict[str, Callable[[], object]] = {
-            "sketch": lambda: sketcher(values),
-            "copy": lambda: copy.copy_(values),
-            "write": lambda: save_file({"values": values}, file),
-            "distance": lambda: metric.distance(left, right),
-            "add": lambda: one + other,
-        }
-        found = medians(candidates, 3 if toy else 30)
+    candidates: dict[str, Callable[[], object]] = {
+        "sketch": lambda: sketcher(values),
+        "copy": lambda: copy.copy_(values),
+        "distance": lambda: metric.distance(left, right),
+        "add": lambda: one + other,
+    }
+    found = medians(candidates, 3 if toy else 30)
     return Measured(
         sketch=found["sketch"] / floats,
         distance=found["distance"] / one.size,
         add=found["add"] / one.size,
         copy=found["copy"] / values.nbytes,
-        write=found["write"] / values.nbytes,
         select={count: selecting(tree) for count, (tree, _) in trees.items()},
         build={count: seconds for count, (_, seconds) in trees.items()},
     )

@@ -36,9 +36,8 @@ def orthonormal(size: int, count: int, seed: int) -> Tensor:
 
 def step(toy: bool) -> list[Measurement]:
     """A turn of each candidate is a whole period of refreshes on the same gradients."""
-    matrices, size, known, repeats = (2, 32, 4, 2) if toy else (8, 1024, 20, 15)
-    gradients = [random(size, size, seed=number) for number in range(matrices)]
-    spaces = [orthonormal(size, known, seed=100 + number) for number in range(matrices)]
+    gradients, spaces = problem(toy)
+    (size, known), repeats = spaces[0].shape, 2 if toy else 15
     candidates = {
         "gorp": stepping(exact(gradients, spaces)),
         "adamw": stepping(adamw(gradients, None)),
@@ -50,7 +49,7 @@ def step(toy: bool) -> list[Measurement]:
     each = {name: 1e3 * value / EVERY for name, value in seconds.items()}
     detail = {
         "quantity": "a step over whole periods by one of torch's default AdamW",
-        "matrices": matrices,
+        "matrices": len(gradients),
         "size": size,
         "rank": RANK,
         "protected": known,
@@ -63,6 +62,13 @@ def step(toy: bool) -> list[Measurement]:
         Measurement("gorp-step", each["gorp"] / each["adamw"], 1.0, detail),
         Measurement("gorp-step", each["gorp"] / each["adamw fused"], 2.0, fused),
     ]
+
+
+def problem(toy: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of square matrices, and a protected space of each."""
+    matrices, size, known = (2, 32, 4) if toy else (8, 1024, 20)
+    gradients = [random(size, size, seed=number) for number in range(matrices)]
+    return gradients, [orthonormal(size, known, seed=100 + number) for number in range(matrices)]
 
 
 def stepping(optimizer: torch.optim.Optimizer | Released) -> Callable[[], None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,30 @@ Machine: {machine}.
 | --- | --- | ---: | ---: | --- |
 """
 TAIL = "\nRepeat with `python -m benchmarks.speed --json speed.json --page docs/speed.md`.\n"
+
+
+def writable_file(text: str) -> Path:
+    """For an option that names a file to write: ArgumentTypeError, before anything is measured, where it cannot be."""
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file}: there is no folder {file.parent}; make it first")
+    return file
+
+
+def measuring(module: str, description: str) -> argparse.ArgumentParser:
+    """The options of a command that measures and writes a page."""
+    result = argparse.ArgumentParser(f"python -m {module}", description=description)
+    result.add_argument("--page", type=writable_file, metavar="FILE", help="write Markdown there")
+    result.add_argument("--toy", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    return result
+
+
+def put(text: str, file: Path | None) -> None:
+    """Into the file, or where none is named to the terminal."""
+    if file:
+        file.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
 
 
 def page(records: list[Record]) -> str:

@@ -5,17 +5,14 @@ python -m benchmarks.speed.profiles --page docs/profiles.md
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed import gorp, treelora_step
 from benchmarks.speed.measure import pin
-from benchmarks.speed.page import machine
+from benchmarks.speed.page import machine, measuring, put
 from benchmarks.speed.sdlora_models import REAL, TOY, stepping, with_lora
 from benchmarks.speed.training import tree_stepping
 from methods.treelora import TreeLoRAConfig
@@ -31,10 +28,7 @@ alone. {machine}, one thread. Repeat with `python -m benchmarks.speed.profiles -
 
 def gorp_steps(toy: bool) -> Callable[[], object]:
     """A whole period between two refreshes, eight matrices."""
-    matrices, size, known = (2, 32, 4) if toy else (8, 1024, 20)
-    gradients = [gorp.random(size, size, seed=number) for number in range(matrices)]
-    spaces = [gorp.orthonormal(size, known, seed=100 + number) for number in range(matrices)]
-    return gorp.stepping(gorp.exact(gradients, spaces))
+    return gorp.stepping(gorp.exact(*gorp.problem(toy)))
 
 
 def edits(toy: bool) -> Callable[[], object]:
@@ -108,16 +102,11 @@ def table(run: Callable[[], object]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    result = argparse.ArgumentParser("python -m benchmarks.speed.profiles", description="Profiles of the hot paths.")
-    result.add_argument("--page", type=Path, metavar="FILE", help="write the page there instead of printing it")
-    result.add_argument("--toy", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    result = measuring("benchmarks.speed.profiles", "Profiles of the hot paths.")
     options = result.parse_args(arguments)
     pin()
     text = page(options.toy)
-    if options.page:
-        options.page.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    put(text, options.page)
 
 
 if __name__ == "__main__":

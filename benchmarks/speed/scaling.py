@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from pathlib import Path
 
 from benchmarks.speed.constants import WIDTH, Measured, Taken, measured
 from benchmarks.speed.measure import pin
-from benchmarks.speed.page import machine
+from benchmarks.speed.page import machine, measuring, put
 
 WORKERS = (8, 64, 512, 4096)
 TASKS = (10**3, 10**4, 10**5, 10**6)
@@ -206,19 +204,14 @@ def bottlenecks(have: Measured, taken: Taken) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    result = argparse.ArgumentParser("python -m benchmarks.speed.scaling", description=__doc__.splitlines()[0])
-    result.add_argument("--page", type=Path, metavar="FILE", help="write the page there instead of printing it")
-    result.add_argument("--toy", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    result = measuring("benchmarks.speed.scaling", __doc__.splitlines()[0])
     for field in fields(Taken):
         kind = partial(positive, type(getattr(Taken(), field.name)))
         result.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     options = result.parse_args(arguments)
     pin()
     text = page(measured(options.toy), Taken(**{field.name: getattr(options, field.name) for field in fields(Taken)}))
-    if options.page:
-        options.page.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    put(text, options.page)
 
 
 def positive(kind: type[int] | type[float], text: str) -> int | float:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.speed.constants import Measured, Taken, measured
 from benchmarks.speed.scaling import LIMITS, SHAPES, TASKS, WORKERS, Shape, estimate, interpolated, main, page
 
-HAVE = Measured(1e-9, 1e-9, 1e-9, 1e-10, 1e-9, {10**3: 1e-5, 10**5: 2e-5}, {10**3: 0.01, 10**5: 1.0})
+HAVE = Measured(1e-9, 1e-9, 1e-9, 1e-10, {10**3: 1e-5, 10**5: 2e-5}, {10**3: 0.01, 10**5: 1.0})
 TAKEN = Taken(flops=1e14, network=1e10, tokens=1000, call=1e-3, disk=1e9, rank=4, every=5, rounds=2)
 SMALL = Shape("small", 1e9, 10, 1000)
 
@@ -58,7 +58,7 @@ def test_the_page_names_the_first_limit_of_each_kind_with_its_way_out() -> None:
 
 def test_constants_are_measured(tmp_path: Path) -> None:
     found = measured(toy=True)
-    assert min(found.sketch, found.distance, found.add, found.copy, found.write) > 0
+    assert min(found.sketch, found.distance, found.add, found.copy) > 0
     assert set(found.select) == set(found.build) and min(found.build.values()) > 0
 
 
@@ -66,6 +66,12 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("benchmarks.speed.scaling.pin", lambda: None)  # it would keep all later tests on one core
     main(["--toy", "--page", str(tmp_path / "scale.md"), "--worker-memory", "1e10"])
     assert "| worker_memory | 1e+10 | taken |" in (tmp_path / "scale.md").read_text()
+
+
+def test_a_page_without_a_folder_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--page", "no/folder/scale.md"])
+    assert ended.value.code == 2 and "there is no folder no/folder; make it first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf", "many"])
