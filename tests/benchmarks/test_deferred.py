@@ -124,8 +124,7 @@ def on_two(process: int, folder: Path) -> None:
         patched.setattr(StoredTensor, "elements", counted)
         Place(process, WORLD, "fsdp2", by_blocks_from=0).spread(model)
     trained = adapters_and_head(model)
-    held = dict(zip(dict(model.named_parameters()), locals_of(model.parameters()), strict=True))
-    save_file({name: tensor.detach().clone() for name, tensor in held.items()}, folder / f"{process}.safetensors")
+    write_held(model, folder / f"{process}.safetensors")
     save_file(trained, folder / f"trained{process}.safetensors")
     (folder / f"{process}.json").write_text(json.dumps(read))
 
@@ -133,13 +132,17 @@ def on_two(process: int, folder: Path) -> None:
 def small_on_two(process: int, folder: Path) -> None:
     model = deferred_model(folder)
     Place(process, WORLD, "fsdp2").spread(model)
+    write_held(model, folder / f"{process}.safetensors")
+
+
+def write_held(model: Any, file: Path) -> None:
+    """What this worker has of each parameter."""
     held = dict(zip(dict(model.named_parameters()), locals_of(model.parameters()), strict=True))
-    save_file({name: tensor.detach().clone() for name, tensor in held.items()}, folder / f"{process}.safetensors")
+    save_file({name: tensor.detach().clone() for name, tensor in held.items()}, file)
 
 
 def test_a_small_backbone_is_whole_on_every_worker_and_its_adapters_are_split(pair: Pair, tmp_path: Path) -> None:
-    made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, tmp_path / "own.safetensors")
+    write_weights(tmp_path)
     alone = filled(deferred_model(tmp_path))
     pair.run(small_on_two, tmp_path)
     shards = [load_file(tmp_path / f"{process}.safetensors") for process in range(WORLD)]
@@ -147,6 +150,13 @@ def test_a_small_backbone_is_whole_on_every_worker_and_its_adapters_are_split(pa
         found = [shard[name] for shard in shards]
         expected = torch.cat(found) if value.requires_grad else found[0]
         assert torch.equal(expected, value) and (value.requires_grad or torch.equal(found[1], value)), name
+
+
+def write_weights(folder: Path) -> None:
+    """The file that ``deferred_model`` reads."""
+    torch.manual_seed(1)
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, folder / "own.safetensors")
 
 
 def deferred_model(folder: Path) -> Any:
@@ -161,9 +171,7 @@ def deferred_model(folder: Path) -> Any:
 
 
 def test_each_worker_reads_its_own_rows_alone_and_all_start_alike(pair: Pair, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, tmp_path / "own.safetensors")
+    write_weights(tmp_path)
     alone = deferred_model(tmp_path)
     size = sum(stored.rows().numel() for stored in sources(alone).values())
     fill(alone, sources(alone), lambda parameter, stored: stored.rows())

@@ -15,12 +15,11 @@ import pytest
 import torch
 from ray.util.state import list_actors
 
-from orchestrator.cluster.connect import connected, joined
+from orchestrator.cluster.connect import joined
 from orchestrator.launch import train
 from orchestrator.run.checkpoint import read_json
-from orchestrator.settings.config import Experiment
 from tests.orchestrator.test_cli import call
-from tests.support.choices import same_search
+from tests.support.cluster_runs import same_search, train_on_cluster
 from tests.support.experiments import SMALL, small_experiment
 from tests.support.two_nodes import Cluster, dashboard_says
 
@@ -65,11 +64,6 @@ def printed_by(*command: str) -> str:
         code = call(*command)
     assert code == 0, printed.getvalue()
     return printed.getvalue()
-
-
-def train_on_cluster(experiment: Experiment) -> dict[str, Any]:
-    with connected([experiment]):
-        return train(experiment)
 
 
 def test_a_submitted_run_that_loses_a_worker_succeeds_with_one_on_each_node(

@@ -10,21 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.cluster.connect import connected
 from orchestrator.launch import train
 from orchestrator.run import checkpoint
-from orchestrator.settings.config import Experiment
-from tests.support.choices import same_search
+from tests.support.cluster_runs import same_search, train_on_cluster
 from tests.support.experiments import small_experiment
 from tests.support.two_nodes import two_node_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WORLDS = range(4)
-
-
-def train_on_cluster(experiment: Experiment) -> dict[str, Any]:
-    with connected([experiment]):
-        return train(experiment)
 
 
 def ended(user: ProcessPoolExecutor, folder: Path, workers: int, *settings: str) -> tuple[dict[str, Any], Path]:

@@ -281,27 +281,6 @@ def test_a_run_goes_on_before_a_damaged_checkpoint_and_says_so(small: Make, undi
     assert (newest.parent / f"damaged-{newest.name}").is_dir()
 
 
-@pytest.mark.parametrize("method", ["treelora", "sdlora", "gorp"])
-def test_a_checkpoint_late_in_the_stream_costs_what_an_early_one_does(small: Make, method: str) -> None:
-    """Beside a magnitude and a row of inner products a task: pairs, spaces, targets and sketches are in files apart."""
-    experiment = small(f"method={method}", "name=a", "benchmark.tasks=5", "benchmark.classes=10", "checkpoint.every=1")
-    sizes, save = [], checkpoint.save
-
-    def measured(run: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
-        sizes.append((values["position"]["task"], values["position"]["step"], sum(t.nbytes for t in tensors.values())))
-        return save(run, tensors, values)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoint, "save", measured)
-        train(experiment)
-    inside = {task: size for task, step, size in sizes if step == 2}
-    between = {task: size for task, step, size in sizes if step == 0}
-    assert inside[4] <= 1.05 * inside[1] and between[5] <= 1.05 * between[1]
-    files = sorted((experiment.folder / "checkpoints" / "finished").iterdir())
-    assert [file.stem for file in files] == [f"{task:06d}" for task in range(5)]
-    assert files[0].stat().st_size == pytest.approx(files[4].stat().st_size, rel=0.2)
-
-
 def stop_in(patched: pytest.MonkeyPatch, method: str, task: int, number: int) -> None:
     """Stop in step ``number`` of ``task``, or half-way through the statistics of ``task``."""
     step, collect = Learner.step, Classifier.collect

@@ -1,10 +1,19 @@
-"""What two runs decide, compared."""
+"""Runs on a cluster, and what two of them decide, compared."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+from orchestrator.cluster.connect import connected
+from orchestrator.launch import train
+from orchestrator.settings.config import Experiment
+
+
+def train_on_cluster(experiment: Experiment) -> dict[str, Any]:
+    with connected([experiment]):
+        return train(experiment)
 
 
 def same_search(left: dict[str, Any], right: dict[str, Any]) -> None:
